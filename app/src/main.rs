@@ -1,0 +1,2 @@
+//! Orangery.
+fn main() {}

@@ -1,0 +1,7 @@
+//! The host side of the devices: each type is a value that a device gets from whoever builds the machine.
+
+pub mod chardev;
+pub mod disk;
+pub mod display;
+pub mod input;
+pub mod net;
