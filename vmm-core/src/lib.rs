@@ -3,12 +3,15 @@
 
 pub mod backend;
 pub mod base;
+pub mod boot;
 pub mod config;
 pub mod devices;
 pub mod hw;
+pub mod kvm;
 pub mod pci;
 #[cfg(any(test, feature = "testkit"))]
 #[allow(clippy::expect_used)]
 pub mod testkit;
+pub mod vcpu;
 pub mod virtio;
 pub mod vm;

@@ -67,6 +67,11 @@ impl GuestMemory {
         Ok(GuestMemory { mmap: Arc::new(mmap), size })
     }
 
+    /// The same memory as loaders of other crates take it.
+    pub fn as_mmap(&self) -> &GuestMemoryMmap<()> {
+        &self.mmap
+    }
+
     /// All of it, bytes.
     pub fn size(&self) -> u64 {
         self.size
