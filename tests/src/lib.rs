@@ -1,6 +1,7 @@
 //! What the end-to-end tests are built from: guests made of Debian packages, the nested host that runs them on real
 //! KVM everywhere, and a virtual desktop to drive the windows in.
 
+pub mod desktop;
 pub mod guest;
 pub mod initramfs;
 pub mod kvm;
@@ -8,6 +9,7 @@ pub mod media;
 pub mod nested;
 pub mod process;
 pub mod report;
+pub mod screen;
 
 use std::path::{Path, PathBuf};
 
