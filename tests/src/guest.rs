@@ -9,7 +9,15 @@ use crate::media::{Flavour, Kernel};
 
 /// Drivers of all that a virtual machine has, in the cloud kernel.
 pub const CLOUD_DRIVERS: &[&str] = &[
-    "virtio_pci", "virtio_blk", "virtio_net", "virtio-rng", "virtio_console", "virtio_input", "evdev", "button", "sr_mod",
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_net",
+    "virtio-rng",
+    "virtio_console",
+    "virtio_input",
+    "evdev",
+    "button",
+    "sr_mod",
 ];
 
 /// Drivers that only the generic kernel has, besides [`CLOUD_DRIVERS`].

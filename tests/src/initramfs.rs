@@ -35,7 +35,8 @@ impl Initramfs {
             fs.folder(folder);
         }
         let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
-        let busybox = busybox.context("busybox is missing: install the package busybox-static, or run './dev setup'")?;
+        let busybox =
+            busybox.context("busybox is missing: install the package busybox-static, or run './dev setup'")?;
         fs.copy("bin/busybox", Path::new(busybox), 0o755)?;
         fs.symlink("bin/sh", "busybox");
         Ok(fs)
@@ -98,8 +99,7 @@ impl Initramfs {
         self.inode += 1;
         let links = if mode & DIRECTORY != 0 { 2 } else { 1 };
         // ino, mode, uid, gid, nlink, mtime, filesize, devmajor, devminor, rdevmajor, rdevminor, namesize, check
-        let fields =
-            [self.inode, mode, 0, 0, links, 0, content.len() as u32, 0, 0, 0, 0, path.len() as u32 + 1, 0];
+        let fields = [self.inode, mode, 0, 0, links, 0, content.len() as u32, 0, 0, 0, 0, path.len() as u32 + 1, 0];
         self.archive.extend_from_slice(b"070701");
         for field in fields {
             self.archive.extend_from_slice(format!("{field:08x}").as_bytes());

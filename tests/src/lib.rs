@@ -39,6 +39,10 @@ pub fn orangery() -> Result<PathBuf> {
     let me = std::env::current_exe().context("could not find the running test's own path")?;
     let folder = me.parent().map(|dir| if dir.ends_with("deps") { dir.parent().unwrap_or(dir) } else { dir });
     let path = folder.unwrap_or(Path::new("/")).join("orangery");
-    ensure!(path.exists(), "{} is missing: build it first with 'cargo build --workspace', or run './dev test'", path.display());
+    ensure!(
+        path.exists(),
+        "{} is missing: build it first with 'cargo build --workspace', or run './dev test'",
+        path.display()
+    );
     Ok(path)
 }

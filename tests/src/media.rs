@@ -1,5 +1,5 @@
-//! Guest kernels from the distribution's own packages: downloaded by apt (which checks their signatures), unpacked
-//! under `target/media` and never installed.
+//! Guests' kernels and discs from the distribution's own packages: downloaded by apt (which checks their signatures),
+//! unpacked under `target/media` and never installed.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -35,6 +35,16 @@ impl Flavour {
     }
 }
 
+/// GRUB's rescue disc, from the package grub-rescue-pc.
+pub fn grub_rescue_iso() -> Result<PathBuf> {
+    Ok(unpacked("grub-rescue-pc")?.join("usr/lib/grub-rescue/grub-rescue-cdrom.iso"))
+}
+
+/// memtest86+'s disc for BIOS machines, from the package memtest86+.
+pub fn memtest_iso() -> Result<PathBuf> {
+    Ok(unpacked("memtest86+")?.join("usr/lib/memtest86+/memtest86+x64.iso"))
+}
+
 /// An unpacked kernel.
 #[derive(Debug, Clone)]
 pub struct Kernel {
@@ -46,16 +56,20 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// The kernel from the cache, or else downloaded into it. Tests that run at the same time wait for one another.
+    /// The kernel from the cache, or else downloaded into it.
     pub fn fetch(flavour: Flavour) -> Result<Self> {
-        let cache = crate::target().join("media");
-        fs::create_dir_all(&cache).with_context(|| format!("could not make {}", cache.display()))?;
-        let lock = File::create(cache.join("lock")).context("could not make the media cache's lock")?;
-        lock.lock().context("could not lock the media cache")?;
-        let folder = cache.join(format!("kernel-{}", flavour.name()));
-        if !folder.exists() {
-            download(flavour, &cache, &folder)?;
-        }
+        let folder = cached(&format!("kernel-{}", flavour.name()), |unpacked| {
+            download(&kernel_packages(flavour)?, unpacked)?;
+            // Newer distributions have /lib in /usr.
+            if !unpacked.join("lib").exists() {
+                std::os::unix::fs::symlink("usr/lib", unpacked.join("lib")).context("could not link /lib")?;
+            }
+            let release = only_entry(&unpacked.join("lib/modules"), "")?;
+            let release = release.file_name().unwrap_or_default();
+            let depmod = ["/sbin/depmod", "/usr/sbin/depmod"].into_iter().find(|path| Path::new(path).exists());
+            let depmod = depmod.context("depmod is missing: install the package kmod, or run './dev setup'")?;
+            run(Command::new(depmod).arg("-b").arg(unpacked).arg(release))
+        })?;
         Self::open(&folder)
     }
 
@@ -64,7 +78,8 @@ impl Kernel {
         let image = only_entry(&boot, "vmlinuz-")?;
         let modules = only_entry(&folder.join("lib/modules"), "")?;
         let mut dependencies = HashMap::new();
-        let table = fs::read_to_string(modules.join("modules.dep")).context("the kernel's list of modules is missing")?;
+        let table =
+            fs::read_to_string(modules.join("modules.dep")).context("the kernel's list of modules is missing")?;
         for line in table.lines() {
             let Some((module, needs)) = line.split_once(':') else { continue };
             // depmod lists what a module needs from the nearest to the farthest: load it from the end.
@@ -126,39 +141,52 @@ fn read_module(path: &Path) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// Downloads and unpacks the flavour's kernel; `folder` appears only when it is complete.
-fn download(flavour: Flavour, cache: &Path, folder: &Path) -> Result<()> {
-    let scratch = tempfile::Builder::new().prefix("unpack-").tempdir_in(cache).context("could not make a folder")?;
-    // The folder becomes the kernel's own, and apt's unprivileged user writes in it.
-    run(Command::new("chmod").arg("0777").arg(scratch.path()))?;
-    for package in kernel_packages(flavour)? {
-        eprintln!("downloading {package} (a guest kernel for the tests; it is not installed)");
-        run(Command::new("apt-get").args(["-q", "-q", "download", &package]).current_dir(scratch.path()))?;
+/// A package's files, in the cache.
+fn unpacked(package: &str) -> Result<PathBuf> {
+    cached(package, |folder| download(&[package.to_owned()], folder))
+}
+
+/// A folder of the cache; if it is missing, `fill` makes it, and it appears only when it is complete. Tests that run at
+/// the same time wait for one another.
+fn cached(name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    let cache = crate::target().join("media");
+    fs::create_dir_all(&cache).with_context(|| format!("could not make {}", cache.display()))?;
+    let lock = File::create(cache.join("lock")).context("could not make the media cache's lock")?;
+    lock.lock().context("could not lock the media cache")?;
+    let folder = cache.join(name);
+    if !folder.exists() {
+        let scratch =
+            tempfile::Builder::new().prefix("unpack-").tempdir_in(&cache).context("could not make a folder")?;
+        let unpacked = scratch.path().join("root");
+        fs::create_dir(&unpacked).context("could not make a folder")?;
+        fill(&unpacked)?;
+        fs::rename(&unpacked, &folder).with_context(|| format!("could not move media to {}", folder.display()))?;
     }
-    let unpacked = scratch.path().join("root");
+    Ok(folder)
+}
+
+/// Downloads the packages and unpacks them all into `folder`.
+fn download(packages: &[String], folder: &Path) -> Result<()> {
+    let scratch = tempfile::tempdir().context("could not make a folder for a download")?;
+    // apt downloads as an unprivileged user of its own.
+    run(Command::new("chmod").arg("0777").arg(scratch.path()))?;
+    for package in packages {
+        eprintln!("downloading the package {package} for the tests (it is not installed)");
+        run(Command::new("apt-get").args(["-q", "-q", "download", package]).current_dir(scratch.path()))?;
+    }
     for entry in fs::read_dir(scratch.path()).context("could not list the downloads")? {
         let path = entry.context("could not list the downloads")?.path();
-        if path.extension().is_some_and(|ending| ending == "deb") {
-            run(Command::new("dpkg").arg("-x").arg(&path).arg(&unpacked))?;
-        }
+        run(Command::new("dpkg").arg("-x").arg(&path).arg(folder))?;
     }
-    // Newer distributions have /lib in /usr.
-    if !unpacked.join("lib").exists() {
-        std::os::unix::fs::symlink("usr/lib", unpacked.join("lib")).context("could not link /lib")?;
-    }
-    let release = only_entry(&unpacked.join("lib/modules"), "")?;
-    let release = release.file_name().unwrap_or_default();
-    let depmod = ["/sbin/depmod", "/usr/sbin/depmod"].into_iter().find(|path| Path::new(path).exists());
-    let depmod = depmod.context("depmod is missing: install the package kmod, or run './dev setup'")?;
-    run(Command::new(depmod).arg("-b").arg(&unpacked).arg(release))?;
-    fs::rename(&unpacked, folder).with_context(|| format!("could not move the kernel to {}", folder.display()))
+    Ok(())
 }
 
 /// The packages that hold the flavour's newest kernel and its modules, from the meta package's dependencies.
 fn kernel_packages(flavour: Flavour) -> Result<Vec<String>> {
     for meta in flavour.packages() {
         let output = Command::new("apt-cache").args(["depends", "--important", meta]).output();
-        let output = output.context("could not run apt-cache: the tests' guests are made of Debian or Ubuntu packages")?;
+        let output =
+            output.context("could not run apt-cache: the tests' guests are made of Debian or Ubuntu packages")?;
         let text = String::from_utf8_lossy(&output.stdout);
         let depends = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
         let image = depends.into_iter().find(|name| name.starts_with("linux-image-"));
@@ -167,7 +195,8 @@ fn kernel_packages(flavour: Flavour) -> Result<Vec<String>> {
         // Ubuntu keeps modules in packages of their own, Debian in the image's.
         for prefix in ["linux-modules-", "linux-modules-extra-"] {
             let modules = image.replacen("linux-image-", prefix, 1);
-            let known = Command::new("apt-cache").args(["show", &modules]).output().context("could not run apt-cache")?;
+            let known =
+                Command::new("apt-cache").args(["show", &modules]).output().context("could not run apt-cache")?;
             if known.status.success() && !known.stdout.is_empty() {
                 packages.push(modules);
             }
@@ -193,4 +222,27 @@ fn only_entry(folder: &Path, prefix: &str) -> Result<PathBuf> {
         .collect();
     found.sort();
     found.pop().with_context(|| format!("{} holds no '{prefix}…'", folder.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_come_after_those_they_need() {
+        let kernel = Kernel::fetch(Flavour::Generic).unwrap();
+        let names: Vec<String> =
+            kernel.modules(&["9p", "virtio-gpu"]).unwrap().into_iter().map(|(name, _)| name).collect();
+        let place = |name: &str| names.iter().position(|other| other == name).unwrap();
+        assert!(place("netfs") < place("9p") && place("drm_kms_helper") < place("virtio_gpu"), "{names:?}");
+    }
+
+    #[test]
+    fn discs_are_iso_9660() {
+        for disc in [grub_rescue_iso().unwrap(), memtest_iso().unwrap()] {
+            let bytes = fs::read(&disc).unwrap();
+            // ECMA-119 §8.1: the first volume descriptor is in sector 16 and says CD001.
+            assert_eq!(&bytes[16 * 2048 + 1..16 * 2048 + 6], b"CD001", "{}", disc.display());
+        }
+    }
 }

@@ -89,11 +89,15 @@ impl Host {
     /// and is kept: what the script writes there can be read outside at once. After `limit` the script is killed.
     pub fn spawn(&self, name: &str, script: &str, limit: Duration) -> Result<Step> {
         let id = format!("{}-{name}", self.next.fetch_add(1, Ordering::Relaxed));
-        ensure!(id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'), "'{name}' must be one plain word");
+        ensure!(
+            id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'),
+            "'{name}' must be one plain word"
+        );
         let folder = self.exchange.join(&id);
         fs::create_dir(&folder).with_context(|| format!("could not make {}", folder.display()))?;
         for (file, content) in [("script", script), ("stdout", ""), ("stderr", "")] {
-            fs::write(folder.join(file), content).with_context(|| format!("could not write into {}", folder.display()))?;
+            fs::write(folder.join(file), content)
+                .with_context(|| format!("could not write into {}", folder.display()))?;
         }
         let (code, exit) = mpsc::channel();
         let log = match &self.machine {
@@ -184,7 +188,9 @@ impl Step {
             self.code = match self.exit.try_recv() {
                 Ok(code) => Some(code),
                 Err(TryRecvError::Empty) if Instant::now() < self.limit => None,
-                Err(_) => bail!("no answer from the nested host; the end of {}:\n{}", self.log.display(), tail(&self.log)),
+                Err(_) => {
+                    bail!("no answer from the nested host; the end of {}:\n{}", self.log.display(), tail(&self.log))
+                }
             };
         }
         Ok(self.code)
@@ -329,7 +335,8 @@ fn listen(control: UnixStream, ready: Sender<()>, waiting: Waiting) {
 
 /// Runs a script on this machine, in the same way as the agent does.
 fn run_here(folder: &Path, limit: Duration, code: Sender<i32>) -> Result<()> {
-    let file = |name: &str| fs::OpenOptions::new().append(true).open(folder.join(name)).context("could not open a file");
+    let file =
+        |name: &str| fs::OpenOptions::new().append(true).open(folder.join(name)).context("could not open a file");
     let mut command = Command::new("timeout");
     command
         .args(["--kill-after=5", &limit.as_secs().max(1).to_string(), "bash", "./script"])

@@ -10,7 +10,8 @@ pub fn skip(tier: u8, test: &str, reason: &str) {
     eprintln!("SKIPPED (tier {tier}) {test}: {reason}");
     let Some(path) = std::env::var_os("ORANGERY_SKIPS") else { return };
     let line = format!("{tier}\t{test}\t{reason}\n");
-    let written = OpenOptions::new().create(true).append(true).open(&path).and_then(|mut f| f.write_all(line.as_bytes()));
+    let written =
+        OpenOptions::new().create(true).append(true).open(&path).and_then(|mut f| f.write_all(line.as_bytes()));
     if let Err(error) = written {
         // A skip that is not counted would pass for a success.
         panic!("could not record a skipped test in {}: {error}", path.display());

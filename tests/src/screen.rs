@@ -100,9 +100,11 @@ impl Font {
     /// Takes the font from the video BIOS of the package seabios.
     pub fn vga() -> Result<Self> {
         let path = Path::new("/usr/share/seabios/vgabios-stdvga.bin");
-        let rom = fs::read(path)
-            .with_context(|| format!("could not read {}: install the package seabios, or run './dev setup'", path.display()))?;
-        let face = rom.windows(FACE.len()).position(|bytes| bytes == FACE).context("the video BIOS has no 8×16 font")?;
+        let rom = fs::read(path).with_context(|| {
+            format!("could not read {}: install the package seabios, or run './dev setup'", path.display())
+        })?;
+        let face =
+            rom.windows(FACE.len()).position(|bytes| bytes == FACE).context("the video BIOS has no 8×16 font")?;
         let start = face.checked_sub(FACE.len()).context("the video BIOS has no 8×16 font")?;
         let bytes = rom.get(start..start + 256 * FACE.len()).context("the video BIOS's font is cut off")?;
         let glyphs: Vec<Glyph> = bytes.as_chunks().0.to_vec();
@@ -128,7 +130,8 @@ impl Font {
     pub fn read(&self, screen: &Image) -> String {
         let cell = if screen.width == 720 { 9 } else { 8 };
         let rows = (0..screen.height / 16).map(|row| {
-            let line: String = (0..screen.width / cell).map(|column| self.character(screen, column * cell, row * 16)).collect();
+            let line: String =
+                (0..screen.width / cell).map(|column| self.character(screen, column * cell, row * 16)).collect();
             line.trim_end().to_owned()
         });
         rows.collect::<Vec<_>>().join("\n")
@@ -146,7 +149,8 @@ impl Font {
         for top in 0..(screen.height + 1).saturating_sub(height) {
             for left in 0..(screen.width + 1).saturating_sub(width) {
                 let (ink, paper) = (screen.at(left + ink.0, top + ink.1), screen.at(left + paper.0, top + paper.1));
-                let same = |&(x, y, lit): &(usize, usize, bool)| screen.at(left + x, top + y) == if lit { ink } else { paper };
+                let same =
+                    |&(x, y, lit): &(usize, usize, bool)| screen.at(left + x, top + y) == if lit { ink } else { paper };
                 if ink != paper && dots.iter().all(same) {
                     return Some((left, top));
                 }

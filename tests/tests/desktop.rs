@@ -17,9 +17,7 @@ fn a_window_is_seen_typed_into_and_closed() {
     window.focus().unwrap();
     window.type_text("k").unwrap();
     let log = desktop.folder().join("xev.log");
-    desktop
-        .until("the key", || Ok(std::fs::read_to_string(&log)?.contains("keysym 0x6b, k").then_some(())))
-        .unwrap();
+    desktop.until("the key", || Ok(std::fs::read_to_string(&log)?.contains("keysym 0x6b, k").then_some(()))).unwrap();
     window.close().unwrap();
     desktop.until("the window's end", || Ok((!desktop.is_busy()).then_some(()))).unwrap();
 }

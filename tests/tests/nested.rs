@@ -10,7 +10,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 #[test]
 fn a_script_s_output_files_and_exit_code_come_back() {
-    let output = Host::shared().unwrap().run("echo", "echo out; echo err >&2; echo kept > file; exit 7", LIMIT).unwrap();
+    let output =
+        Host::shared().unwrap().run("echo", "echo out; echo err >&2; echo kept > file; exit 7", LIMIT).unwrap();
     assert_eq!((output.code, output.stdout.as_str(), output.stderr.as_str()), (7, "out\n", "err\n"));
     assert_eq!(std::fs::read_to_string(output.folder.join("file")).unwrap(), "kept\n");
     assert!(output.success().is_err());
