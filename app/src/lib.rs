@@ -1,1 +1,4 @@
 //! Orangery.
+
+#[cfg(feature = "gui")]
+pub mod console;
