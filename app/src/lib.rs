@@ -2,4 +2,6 @@
 
 #[cfg(feature = "gui")]
 pub mod console;
+pub mod control;
 pub mod library;
+pub mod session;
