@@ -1,1 +1,7 @@
 //! Orangery.
+
+#[cfg(feature = "gui")]
+pub mod console;
+pub mod control;
+pub mod library;
+pub mod session;
