@@ -1,1 +1,3 @@
 //! Orangery.
+#[cfg(feature = "gui")]
+pub mod theme;
