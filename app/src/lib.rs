@@ -2,3 +2,5 @@
 
 #[cfg(feature = "gui")]
 pub mod console;
+#[cfg(feature = "gui")]
+pub mod theme;
