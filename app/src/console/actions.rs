@@ -134,8 +134,8 @@ pub const CHORDS: [Chord; 11] = [
 
 /// The action of a chord.
 pub fn of_chord(stroke: Stroked) -> Option<Action> {
-    // The question mark without its Shift, wherever the layout has it.
-    let stroke = if matches!(stroke, Stroked::Character('/' | 'ß')) { Stroked::Character('?') } else { stroke };
+    // The question mark of a US keyboard needs no Shift.
+    let stroke = if stroke == Stroked::Character('/') { Stroked::Character('?') } else { stroke };
     CHORDS.iter().find(|c| c.stroke == stroke).map(|c| c.action)
 }
 
