@@ -1,1 +1,4 @@
 //! Icons and the built-in demo guest.
+
+/// The probe guest (docs/probe.md): a PVH kernel, to be loaded as any `--kernel`.
+pub static PROBE_ELF: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/probe.elf"));
