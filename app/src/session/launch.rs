@@ -1,5 +1,6 @@
 //! Starting a machine in a process of its own, and learning whether that went well.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -75,13 +76,18 @@ pub fn launch_demo() -> Result<u32, LaunchError> {
 /// As [`launch`].
 pub fn launch_with(program: &Path, root: &Path, machine: &Machine, headless: bool) -> Result<u32, LaunchError> {
     let mut command = Command::new(program);
-    command.args(["run", "--json", "--stderr-to-log"]).arg(&machine.id);
+    command.args(["run", "--json"]).arg(&machine.id);
     if headless {
         command.arg("--headless");
     }
-    command.env(crate::library::ROOT_VARIABLE, root).current_dir(machine.folder()).stderr(Stdio::null());
-    let log = machine.logs().join("orangery.log");
-    detach(command, &format!("{:?}", machine.name), &format!("see {}", log.display()))
+    command.env(crate::library::ROOT_VARIABLE, root).current_dir(machine.folder()).stderr(errors(machine));
+    detach(command, &format!("{:?}", machine.name), &format!("see {}", machine.logs().display()))
+}
+
+/// The file for what the process says that nobody reads; none is no reason not to start.
+fn errors(machine: &Machine) -> Stdio {
+    let _ = std::fs::create_dir_all(machine.logs());
+    File::create(machine.logs().join("errors.log")).map_or_else(|_| Stdio::null(), Stdio::from)
 }
 
 fn own_program() -> Result<PathBuf, LaunchError> {

@@ -214,6 +214,7 @@ impl Session {
         Ok(())
     }
 
+    #[cfg(feature = "gui")]
     fn type_text(&self, text: &str) -> Result<(), String> {
         let changes = keys::typing(text)?;
         server::Host::keys(self, &changes);

@@ -1,13 +1,12 @@
 //! A stream of a machine on the terminal, or on pipes: raw where there is a terminal, so that every key reaches the guest;
 //! Ctrl-] leaves.
 
-use std::io;
+use std::io::{self, stdin, stdout};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::stdio::{stdin, stdout};
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
 use vmm_core::backend::chardev::CharPort;
 
@@ -103,7 +102,7 @@ fn show(mut bytes: &[u8]) -> io::Result<bool> {
             Ok(count) => bytes = &bytes[count..],
             Err(Errno::INTR) => {}
             // Somebody made the terminal non-blocking.
-            Err(Errno::AGAIN) => wait(&mut [interest(stdout(), PollFlags::OUT)])?,
+            Err(Errno::AGAIN) => wait(&mut [interest(stdout().as_fd(), PollFlags::OUT)])?,
             Err(Errno::PIPE) => return Ok(false),
             Err(error) => return Err(error.into()),
         }
@@ -131,6 +130,7 @@ pub(super) fn serve(session: &Session, streams: &Streams, signals: Option<&Signa
     let Streams { serial, console, debug } = streams;
     let mut input = Input::open();
     let mut asked = Asked::default();
+    let keys = stdin();
     loop {
         // Asked before the port is read: what the guest said last is in it by then.
         let stopped = session.has_stopped();
@@ -168,7 +168,7 @@ pub(super) fn serve(session: &Session, streams: &Streams, signals: Option<&Signa
         }
         let reading = input.wants_more();
         if reading {
-            fds.push(interest(stdin(), PollFlags::IN));
+            fds.push(interest(keys.as_fd(), PollFlags::IN));
         }
         wait(&mut fds)?;
         let typed = reading && fds.last().is_some_and(|fd| !fd.revents().is_empty());
@@ -190,6 +190,7 @@ pub fn attach(attached: Attached) -> io::Result<()> {
     stream.set_nonblocking(true)?;
     let mut input = Input::open();
     let mut said_all = false;
+    let keys = stdin();
     loop {
         let mut fds = vec![interest(stream.as_fd(), PollFlags::IN)];
         if !input.pending.is_empty() {
@@ -197,7 +198,7 @@ pub fn attach(attached: Attached) -> io::Result<()> {
         }
         let reading = input.wants_more();
         if reading {
-            fds.push(interest(stdin(), PollFlags::IN));
+            fds.push(interest(keys.as_fd(), PollFlags::IN));
         }
         wait(&mut fds)?;
         let typed = reading && fds.last().is_some_and(|fd| !fd.revents().is_empty());
