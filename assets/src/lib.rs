@@ -1,1 +1,3 @@
-//! Icons and the built-in demo guest.
+//! Icons, typefaces and the built-in demo guest.
+
+pub mod fonts;

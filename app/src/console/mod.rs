@@ -3,12 +3,33 @@
 //! [`run`] owns the thread that calls it (the process's main thread) until the machine has stopped or the person has
 //! closed the window. The machine itself lives elsewhere: [`ConsoleSession`] is all the window knows of it.
 
+mod actions;
+mod app;
+mod dialogs;
+mod grab;
+mod input;
+mod keys;
+mod look;
+mod overlay;
+mod pace;
+mod pointer;
+pub mod screenshot;
+mod transform;
+mod view;
+mod window;
+mod worker;
+
 use std::path::PathBuf;
 use std::sync::mpsc;
 
+use anyhow::Context;
 use vmm_core::backend::display::Screen;
 use vmm_core::backend::input::InputPort;
 use vmm_core::vm::{VmCommand, VmEvent};
+use winit::event_loop::{EventLoop, EventLoopProxy};
+
+use crate::theme::Appearance;
+use app::{App, Wakeup};
 
 /// What draws the window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +38,21 @@ pub enum Renderer {
     Pixels,
     /// egui_glow and a texture, on OpenGL.
     Glow,
+}
+
+/// The variable that forces a renderer when [`Options::renderer`] does not.
+pub const RENDERER_VARIABLE: &str = "ORANGERY_RENDERER";
+
+impl std::str::FromStr for Renderer {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Renderer, String> {
+        match word {
+            "pixels" => Ok(Renderer::Pixels),
+            "glow" => Ok(Renderer::Glow),
+            _ => Err(format!("there is no renderer '{word}': use pixels or glow")),
+        }
+    }
 }
 
 /// How a console window opens.
@@ -32,21 +68,36 @@ pub struct Options {
     pub screenshots: Option<PathBuf>,
     /// The medium in each CD-ROM drive, in the order of [`VmCommand::ChangeMedium`]'s drive numbers.
     pub drives: Vec<Option<PathBuf>>,
+    /// The machine may go on without a window, because the window can be asked for again ([`Request::Raise`]).
+    pub can_keep_running: bool,
+    /// Dark or light.
+    pub appearance: Appearance,
+    /// The text's size, per cent. `None` is 100.
+    pub text_scale: Option<u32>,
 }
 
 /// Wakes the window's thread, from any thread: call it after something was put in a channel of [`ConsoleSession`],
 /// and give it to [`Screen::new`]. Never blocks; harmless when the window is gone.
 #[derive(Clone)]
-pub struct Waker {}
+pub struct Waker {
+    proxy: EventLoopProxy<Wakeup>,
+}
 
 impl Waker {
     /// Makes the window look at its screen and channels.
-    pub fn wake(&self) {}
+    pub fn wake(&self) {
+        // A loop that has ended has nothing to wake.
+        let _ = self.proxy.send_event(Wakeup::News);
+    }
 }
 
 /// Asks the machine for something; waits until it is done or refused, with the reason as a sentence. The window calls it
 /// on a thread of its own.
 pub type Command = Box<dyn Fn(VmCommand) -> Result<(), String> + Send>;
+
+/// Types a text as key presses; waits until it is typed. `Err` says which character no key makes. The window calls it
+/// on a thread of its own.
+pub type TypeText = Box<dyn Fn(&str) -> Result<(), String> + Send>;
 
 /// What another process asks of this window through the control socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,22 +118,35 @@ pub struct ConsoleSession {
     pub pointer: InputPort,
     /// Its control.
     pub command: Command,
-    /// What it tells. Call [`Waker::wake`] after each send.
+    /// Types a text (Host+V).
+    pub type_text: TypeText,
+    /// What it tells. Call [`Waker::wake`] after each send. When it is closed, the machine is over.
     pub events: mpsc::Receiver<VmEvent>,
     /// Asked from outside. Call [`Waker::wake`] after each send.
     pub requests: mpsc::Receiver<Request>,
-    /// Types a text as key presses (Host+V). `Err` says which character no key makes. The window calls it on the
-    /// thread of `command`.
-    pub type_text: Box<dyn Fn(&str) -> Result<(), String> + Send>,
 }
 
 /// Opens the window and stays until the machine has stopped ([`vmm_core::vm::Lifecycle::Stopped`] or `events` is closed)
-/// or [`Request::Quit`] comes. `build` starts the machine: it is called once, when there is a display to show it on
-/// and before the window opens, so that an early screen is not missed.
+/// and, if there was a problem, the person has read it; or until [`Request::Quit`] comes. `build` starts the machine: it
+/// is called once, when there is a display to show it on and before the window opens, so that an early screen is not
+/// missed.
 ///
 /// # Errors
-/// There is no display, no renderer works on it, or `build` failed.
+/// There is no display, no renderer works on it, or `build` failed. The machine may still run: the caller ends it.
 pub fn run(options: Options, build: impl FnOnce(Waker) -> anyhow::Result<ConsoleSession>) -> anyhow::Result<()> {
-    let _ = options;
-    build(Waker {}).map(|_| ())
+    let renderer = match (options.renderer, std::env::var(RENDERER_VARIABLE)) {
+        (Some(renderer), _) => Some(renderer),
+        (None, Ok(word)) if !word.is_empty() => {
+            Some(word.parse().map_err(|e| anyhow::anyhow!("{RENDERER_VARIABLE}: {e}"))?)
+        }
+        _ => None,
+    };
+    let event_loop = EventLoop::<Wakeup>::with_user_event()
+        .build()
+        .context("there is no display to open the console's window on; use --headless without one")?;
+    let waker = Waker { proxy: event_loop.create_proxy() };
+    let session = build(waker.clone())?;
+    let mut app = App::new(options, renderer, session, waker)?;
+    event_loop.run_app(&mut app).context("the connection to the display broke")?;
+    app.into_result()
 }

@@ -1,0 +1,234 @@
+//! The console's dialogs: what is asked before something is lost, the disc image's path, the list of keys.
+
+use std::path::PathBuf;
+
+use egui::{Align, Grid, Id, Layout, Modal, Response, TextEdit, Ui};
+use egui_phosphor::regular as icon;
+
+use super::actions::{Action, CHORDS};
+use super::look;
+use super::overlay::{Ask, Model};
+use crate::theme::{Tone, UiExt, size};
+
+/// An open dialog.
+#[derive(Debug, Clone)]
+pub struct Dialog {
+    kind: Kind,
+    /// Not drawn yet: the control that most people want takes the focus.
+    fresh: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Kind {
+    Close,
+    PowerOff,
+    Reset,
+    Keys,
+    Medium { drive: usize, path: String },
+}
+
+impl Dialog {
+    fn new(kind: Kind) -> Dialog {
+        Dialog { kind, fresh: true }
+    }
+
+    /// What to do with a machine whose window is being closed.
+    pub fn close() -> Dialog {
+        Dialog::new(Kind::Close)
+    }
+
+    /// Whether to pull the plug.
+    pub fn power_off() -> Dialog {
+        Dialog::new(Kind::PowerOff)
+    }
+
+    /// Whether to press the reset button.
+    pub fn reset() -> Dialog {
+        Dialog::new(Kind::Reset)
+    }
+
+    /// The list of keys.
+    pub fn keys() -> Dialog {
+        Dialog::new(Kind::Keys)
+    }
+
+    /// Which disc image to put in a drive.
+    pub fn medium(drive: usize) -> Dialog {
+        Dialog::new(Kind::Medium { drive, path: String::new() })
+    }
+
+    /// A file was picked for a drive; taken in if this dialog asks for it.
+    pub fn picked(&mut self, for_drive: usize, file: PathBuf) {
+        if let Kind::Medium { drive, path } = &mut self.kind
+            && *drive == for_drive
+        {
+            *path = file.to_string_lossy().into_owned();
+            self.fresh = true;
+        }
+    }
+
+    /// Draws it; `false` when it is over.
+    pub fn show(&mut self, ui: &Ui, model: &Model, asks: &mut Vec<Ask>) -> bool {
+        let fresh = std::mem::take(&mut self.fresh);
+        let before = asks.len();
+        let width = if matches!(self.kind, Kind::Keys) { look::KEYS } else { size::DIALOG };
+        let room = ui.ctx().content_rect().width() - 2.0 * size::GAP_PAGE;
+        let modal = Modal::new(Id::new("dialog")).backdrop_color(ui.tokens().backdrop).show(ui.ctx(), |ui| {
+            ui.set_width(width.min(room));
+            match &mut self.kind {
+                Kind::Close => close(ui, model, fresh, asks),
+                Kind::PowerOff => confirm(
+                    ui,
+                    fresh,
+                    &format!("Power off “{}”?", model.title),
+                    "What the guest has not written to its disks is lost, as if the plug were pulled.",
+                    (icon::POWER, "Power off", Action::PowerOff),
+                    asks,
+                ),
+                Kind::Reset => confirm(
+                    ui,
+                    fresh,
+                    &format!("Reset “{}”?", model.title),
+                    "The machine starts again at once. What the guest has not written to its disks is lost.",
+                    (icon::ARROW_CLOCKWISE, "Reset", Action::Reset),
+                    asks,
+                ),
+                Kind::Keys => keys(ui, fresh, asks),
+                Kind::Medium { drive, path } => medium(ui, fresh, *drive, path, asks),
+            }
+        });
+        // Every answer but a look at the disk ends it.
+        let answered = asks[before..].iter().any(|ask| !matches!(ask, Ask::Browse(_)));
+        !answered && !modal.should_close()
+    }
+}
+
+/// Buttons at the lower right, added from the right.
+fn buttons(ui: &mut Ui, add: impl FnOnce(&mut Ui)) {
+    ui.add_space(size::GAP_LARGE);
+    ui.with_layout(Layout::right_to_left(Align::Center), add);
+}
+
+fn focus_if(fresh: bool, response: Response) -> Response {
+    if fresh {
+        response.request_focus();
+    }
+    response
+}
+
+fn close(ui: &mut Ui, model: &Model, fresh: bool, asks: &mut Vec<Ask>) {
+    ui.section(&format!("“{}” is {}", model.title, model.state.word()));
+    ui.muted("What shall become of it when its window closes?");
+    ui.add_space(size::GAP);
+    let mut choice = |ui: &mut Ui, tone, sign: &str, label: &str, text: &str, action| {
+        let response = ui
+            .horizontal(|ui| {
+                let response = ui
+                    .scope(|ui| {
+                        ui.set_min_width(148.0);
+                        ui.tool_button(tone, sign, label, None)
+                    })
+                    .inner;
+                let gap = 148.0 - response.rect.width();
+                ui.add_space(gap.max(0.0));
+                ui.fine_print(text);
+                response
+            })
+            .inner;
+        if response.clicked() {
+            asks.push(Ask::Do(action));
+        }
+        response
+    };
+    let text = "Asks the guest to shut down. The window closes when it has.";
+    let first = choice(ui, Tone::Good, icon::POWER, "Shut down", text, Action::ShutDown);
+    focus_if(fresh, first);
+    if model.can_keep_running {
+        let text = "Goes on without a window. Open it again from the library.";
+        choice(ui, Tone::Info, icon::PLAY, "Keep running", text, Action::KeepRunning);
+    }
+    let text = "At once. What the guest has not written is lost.";
+    choice(ui, Tone::Error, icon::LIGHTNING, "Power off", text, Action::PowerOff);
+    buttons(ui, |ui| {
+        if ui.tool_button(Tone::Info, "", "Cancel", None).clicked() {
+            asks.push(Ask::CloseDialog);
+        }
+    });
+}
+
+fn confirm(
+    ui: &mut Ui,
+    fresh: bool,
+    title: &str,
+    text: &str,
+    (sign, label, action): (&str, &str, Action),
+    asks: &mut Vec<Ask>,
+) {
+    ui.section(title);
+    ui.muted(text);
+    buttons(ui, |ui| {
+        if ui.tool_button(Tone::Error, sign, label, None).clicked() {
+            asks.push(Ask::Do(action));
+        }
+        if focus_if(fresh, ui.tool_button(Tone::Info, "", "Cancel", None)).clicked() {
+            asks.push(Ask::CloseDialog);
+        }
+    });
+}
+
+fn keys(ui: &mut Ui, fresh: bool, asks: &mut Vec<Ask>) {
+    ui.section("Keys of this window");
+    ui.muted("The host key is Right Ctrl. All other keys go to the guest.");
+    ui.add_space(size::GAP);
+    Grid::new("keys").num_columns(2).spacing([size::GAP_PAGE, size::GAP_SMALL]).show(ui, |ui| {
+        let mut line = |keys: &str, text: &str| {
+            ui.strong_text(keys);
+            ui.label(text);
+            ui.end_row();
+        };
+        line("Host", Action::ToggleCapture.label());
+        line("Left Ctrl+Alt", "Release input");
+        for chord in &CHORDS {
+            let label = match chord.action {
+                Action::SendKeys(_) => format!("Send {}", chord.action.label()),
+                Action::ShowKeys => "This list".into(),
+                action => action.label().to_string(),
+            };
+            line(chord.name, &label);
+        }
+    });
+    buttons(ui, |ui| {
+        if focus_if(fresh, ui.tool_button(Tone::Info, "", "Close", None)).clicked() {
+            asks.push(Ask::CloseDialog);
+        }
+    });
+}
+
+fn medium(ui: &mut Ui, fresh: bool, drive: usize, path: &mut String, asks: &mut Vec<Ask>) {
+    ui.section("Insert disc image");
+    let label = ui.muted("ISO file").id;
+    let field = ui
+        .horizontal(|ui| {
+            let browse = ui.available_width() - 110.0;
+            let edit = TextEdit::singleline(path).desired_width(browse).hint_text("/path/to/disc.iso");
+            let field = ui.add(edit.vertical_align(Align::Center)).labelled_by(label);
+            if ui.tool_button(Tone::Info, icon::FOLDER_OPEN, "Browse…", None).clicked() {
+                asks.push(Ask::Browse(drive));
+            }
+            field
+        })
+        .inner;
+    let field = focus_if(fresh, field);
+    let entered = field.lost_focus() && ui.input(|i| i.key_pressed(egui::Key::Enter));
+    let file = PathBuf::from(path.trim());
+    let reason = (!file.is_absolute()).then_some("Give the whole path, from /");
+    buttons(ui, |ui| {
+        let insert = ui.tool_button(Tone::Good, icon::DISC, "Insert", reason).clicked();
+        if (insert || entered) && reason.is_none() {
+            asks.push(Ask::Insert(drive, file));
+        }
+        if ui.tool_button(Tone::Info, "", "Cancel", None).clicked() {
+            asks.push(Ask::CloseDialog);
+        }
+    });
+}

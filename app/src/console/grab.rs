@@ -1,0 +1,54 @@
+//! The keyboard grab: while it holds, the desktop's own shortcuts reach the guest (X11: XGrabKeyboard).
+
+use raw_window_handle::{HasDisplayHandle, HasWindowHandle, RawDisplayHandle, RawWindowHandle};
+use winit::window::Window;
+use x11_dl::xlib::{self, Xlib};
+
+/// Holds the keyboard for one window, or not.
+#[derive(Default)]
+pub struct KeyboardGrab {
+    held: bool,
+    xlib: Option<Xlib>,
+}
+
+impl KeyboardGrab {
+    /// Takes or gives back the keyboard. Where the window system refuses (another window holds it), or is not X11, the
+    /// window goes on without: it has the focus, only the desktop's shortcuts stay the desktop's.
+    pub fn set(&mut self, window: &Window, hold: bool) {
+        if hold == self.held {
+            return;
+        }
+        let (Some(display), Some(id)) = (display_of(window), window_of(window)) else { return };
+        if self.xlib.is_none() {
+            self.xlib = Xlib::open().ok();
+        }
+        let Some(xlib) = &self.xlib else { return };
+        // SAFETY: the display is winit's own open connection and the window is alive: `window` is borrowed. The calls
+        // keep no pointer.
+        unsafe {
+            if hold {
+                let mode = xlib::GrabModeAsync;
+                let status = (xlib.XGrabKeyboard)(display, id, xlib::True, mode, mode, xlib::CurrentTime);
+                self.held = status == xlib::GrabSuccess;
+            } else {
+                (xlib.XUngrabKeyboard)(display, xlib::CurrentTime);
+                self.held = false;
+            }
+            (xlib.XFlush)(display);
+        }
+    }
+}
+
+fn display_of(window: &Window) -> Option<*mut xlib::Display> {
+    match window.display_handle().ok()?.as_raw() {
+        RawDisplayHandle::Xlib(handle) => handle.display.map(|d| d.as_ptr().cast()),
+        _ => None,
+    }
+}
+
+fn window_of(window: &Window) -> Option<xlib::Window> {
+    match window.window_handle().ok()?.as_raw() {
+        RawWindowHandle::Xlib(handle) => Some(handle.window),
+        _ => None,
+    }
+}
