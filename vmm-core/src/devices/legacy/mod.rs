@@ -5,12 +5,16 @@ mod debugcon;
 mod fw_cfg;
 mod pm;
 mod reset;
+mod rtc;
+mod serial;
 
 pub use clock::{Clock, HostClock};
 pub use debugcon::DebugCon;
-pub use fw_cfg::{FwCfg, FwCfgError, FwCfgItems};
+pub use fw_cfg::{FwCfg, FwCfgError, FwCfgItems, key as fw_cfg_key};
 pub use pm::PmBlock;
 pub use reset::{Port92, ResetControl};
+pub use rtc::{CmosSizes, Rtc};
+pub use serial::Serial;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
