@@ -142,7 +142,7 @@ fn the_update_interrupt_comes_each_second_once_the_last_was_read() {
     assert!(guest.irq.level());
     guest.pass(SECOND);
     assert_eq!(guest.irq.edges(), 1);
-    assert_eq!((guest.get(reg::C), guest.irq.level()), (0x90, false));
+    assert_eq!((guest.get(reg::C) & 0x90, guest.irq.level()), (0x90, false));
     assert_eq!(guest.get(reg::C), 0);
     guest.pass(SECOND);
     assert_eq!(guest.irq.edges(), 2);
