@@ -349,8 +349,7 @@ impl App {
                 None => self.say(Tone::Info, "The guest's screen is off"),
             },
             Action::ToggleScaled => {
-                let other =
-                    if self.model.view == ViewMode::Scaled { ViewMode::OneToOne } else { ViewMode::Scaled };
+                let other = if self.model.view == ViewMode::Scaled { ViewMode::OneToOne } else { ViewMode::Scaled };
                 self.model.view = other;
                 self.offer_soon();
             }
