@@ -1,6 +1,5 @@
-//! Orangery: a library of virtual machines, the processes that run them, their windows and the command line.
+//! Orangery's application: the library of machines, the process that runs one, the command line and the windows.
 
-pub mod cli;
 #[cfg(feature = "gui")]
 pub mod console;
 pub mod control;

@@ -1,3 +1,5 @@
 //! The devices: one file or folder each. None imports another, KVM or the machine.
 
+pub mod chipset;
+pub mod legacy;
 pub mod virtio_rng;
