@@ -52,8 +52,18 @@ pub mod size {
     pub const NUMBER: f32 = 92.0;
     /// One of the three big cards.
     pub const CARD: egui::Vec2 = egui::vec2(232.0, 196.0);
+    /// Its height where the three stand under one another.
+    pub const CARD_WIDE: f32 = 96.0;
     /// The tallest the live picture of the overview gets.
     pub const PICTURE_HEIGHT: f32 = 360.0;
+    /// The room that a *Choose…* button takes, with its gap.
+    pub const CHOOSE: f32 = 116.0;
+    /// The room that a *Read only* box takes, with its gap.
+    pub const CHECK: f32 = 104.0;
+    /// How thick a meter is.
+    pub const METER: f32 = 6.0;
+    /// The width of a menu's rows.
+    pub const MENU: f32 = 240.0;
     /// A dialog's width.
     pub const DIALOG: f32 = 460.0;
     /// The file picker's width.
