@@ -150,7 +150,10 @@ pub enum Request {
     /// Ask the desktop for a file; `Update::NoDialog` when it has no dialog.
     AskDesktop(Purpose),
     /// Look again at what the host can do.
-    CheckHost,
+    CheckHost {
+        /// Say so when all is well, too.
+        tell: bool,
+    },
     /// What the manager looks at: the selected machine, and whether its log is open.
     Watch(Watch),
     /// Keep the settings.
@@ -169,6 +172,8 @@ pub struct Watch {
 /// What the workers tell.
 #[derive(Debug)]
 pub enum Update {
+    /// Where the library is.
+    Library(PathBuf),
     /// The machines.
     Machines(Result<Vec<Machine>, Failure>),
     /// A machine's picture changed.

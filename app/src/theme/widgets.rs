@@ -51,48 +51,6 @@ pub trait UiExt {
     /// How much of something is used.
     fn meter(&mut self, used: f32, name: &str);
     /// A tab.
-    fn wide_button(&mut self, icon: &str, label: &str, text: &str) -> Response {
-        let button = Button::new((icon, label)).min_size(vec2(self.available_width(), size::CONTROL));
-        let response = self.add(button);
-        name(&response, WidgetType::Button, true, text);
-        response.on_hover_text(text)
-    }
-
-    fn menu_item(&mut self, icon: &str, label: &str, key: &str, reason: Option<&str>) -> Response {
-        let button = Button::new((icon, label)).shortcut_text(key).min_size(vec2(size::MENU, 0.0));
-        let response = self.add_enabled(reason.is_none(), button);
-        name(&response, WidgetType::Button, reason.is_none(), label);
-        match reason {
-            Some(reason) => response.on_disabled_hover_text(reason),
-            None => response,
-        }
-    }
-
-    fn picture(&mut self, rect: egui::Rect, texture: Option<&egui::TextureHandle>, radius: u8) {
-        let t = self.tokens();
-        let corners = CornerRadius::same(radius);
-        self.painter().rect_filled(rect, corners, t.screen);
-        if let Some(texture) = texture {
-            let own = texture.size_vec2();
-            let scale = (rect.width() / own.x.max(1.0)).min(rect.height() / own.y.max(1.0));
-            let place = egui::Rect::from_center_size(rect.center(), own * scale);
-            egui::Image::new(texture).corner_radius(corners).paint_at(self, place);
-        }
-        let line = Stroke::new(size::LINE, t.border);
-        self.painter().rect_stroke(rect, corners, line, egui::StrokeKind::Inside);
-    }
-
-    fn meter(&mut self, used: f32, label: &str) {
-        let t = self.tokens();
-        let (rect, response) = self.allocate_exact_size(vec2(self.available_width(), size::METER), Sense::hover());
-        response.widget_info(|| WidgetInfo::labeled(WidgetType::ProgressIndicator, true, label));
-        let corners = CornerRadius::same(size::METER as u8 / 2);
-        self.painter().rect_filled(rect, corners, t.border);
-        let mut full = rect;
-        full.set_width((rect.width() * used.clamp(0.0, 1.0)).max(size::METER));
-        self.painter().rect_filled(full, corners, t.accent);
-    }
-
     fn tab(&mut self, selected: bool, label: &str) -> Response;
     /// A big card that is one button.
     fn hero_card(&mut self, icon: &str, title: &str, text: &str, size: egui::Vec2) -> Response;

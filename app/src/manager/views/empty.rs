@@ -42,7 +42,7 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>) {
                 ),
             ];
             let card = if in_a_row { size::CARD } else { vec2(width.min(size::PAGE), size::CARD_WIDE) };
-            let mut draw = |ui: &mut Ui| {
+            let draw = |ui: &mut Ui| {
                 ui.spacing_mut().item_spacing = vec2(size::GAP_LARGE, size::GAP_LARGE);
                 for (icon, title, text, action) in cards {
                     if ui.hero_card(icon, title, text, card).clicked() {
@@ -57,7 +57,7 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>) {
                     draw(ui);
                 });
             } else {
-                ui.with_layout(Layout::top_down(Align::Center), &mut draw);
+                ui.with_layout(Layout::top_down(Align::Center), draw);
             }
             ui.add_space(size::GAP_LARGE);
             ui.vertical_centered(|ui| {

@@ -30,7 +30,7 @@ pub fn text_field(ui: &mut Ui, label: Id, name: &str, text: &mut String, hint: &
     let response = ui.add(field).labelled_by(label);
     let value = text.clone();
     response.widget_info(|| {
-        let mut info = WidgetInfo::text_edit(ui.is_enabled(), value.clone(), value, hint);
+        let mut info = WidgetInfo::text_edit(ui.is_enabled(), value.clone(), value.clone(), hint);
         info.label = Some(name.to_string());
         info
     });

@@ -21,6 +21,7 @@ use super::model::Model;
 use super::state::ViewState;
 use crate::theme::{Tone, UiExt};
 
+pub use hardware::attached;
 pub use shell::show;
 
 /// The guests' pictures, by the machines' names.
