@@ -23,8 +23,6 @@ pub enum Action {
     Show(Tab),
     /// Start it, or show its window when it runs: what Enter and a double click do.
     Activate(String),
-    /// A power verb.
-    Power(String, Power),
     /// Let a file be chosen.
     Pick(Purpose),
     /// A file was chosen.

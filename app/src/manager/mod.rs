@@ -380,7 +380,6 @@ impl Manager {
                     _ => {}
                 }
             }
-            Action::Power(name, verb) => self.power(name, verb),
             Action::Pick(purpose) => (self.send)(Request::AskDesktop(purpose)),
             Action::Picked(purpose, path) => self.picked(purpose, path),
             Action::Eject(drive) => self.change_medium(drive, None),
