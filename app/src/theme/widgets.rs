@@ -7,7 +7,7 @@ use egui::{
 };
 
 use super::state::Shape;
-use super::style::semibold;
+use super::style::{glyph, icon_font, semibold};
 use super::tokens::{Tokens, size};
 use super::{icon, time, tokens};
 
@@ -97,6 +97,24 @@ impl<'a> Note<'a> {
     }
 }
 
+/// A one-line text field, as high as a button.
+pub fn text_edit(text: &mut dyn egui::TextBuffer) -> egui::TextEdit<'_> {
+    egui::TextEdit::singleline(text).margin(Margin::symmetric(size::GAP as i8, 6)).vertical_align(Align::Center)
+}
+
+/// The room for a slider and its number in what `ui` has left, less what stands `beside` it; and their look.
+pub fn slider_style(ui: &mut Ui, beside: f32) {
+    let t = ui.tokens();
+    let room = ui.available_width() - size::NUMBER - beside - 2.0 * size::GAP;
+    let spacing = ui.spacing_mut();
+    spacing.slider_width = room.clamp(60.0, size::SLIDER);
+    // The handle's size follows the height.
+    spacing.interact_size = vec2(size::NUMBER, size::SLIDER_HEIGHT);
+    let visuals = ui.visuals_mut();
+    visuals.selection.bg_fill = t.accent;
+    visuals.widgets.inactive.bg_fill = t.button;
+}
+
 /// Gives a response the name that a screen reader says and a test finds.
 fn name(response: &Response, kind: WidgetType, enabled: bool, label: &str) {
     response.widget_info(|| WidgetInfo::labeled(kind, enabled, label));
@@ -156,7 +174,7 @@ impl UiExt for Ui {
                     widget.fg_stroke.color = t.error;
                 }
             }
-            let button = if icon.is_empty() { Button::new(label) } else { Button::new((icon, label)) };
+            let button = if icon.is_empty() { Button::new(label) } else { Button::new((glyph(icon), label)) };
             let response = ui.add_enabled(reason.is_none(), button.min_size(vec2(0.0, size::CONTROL)));
             name(&response, WidgetType::Button, reason.is_none(), label);
             match reason {
@@ -168,7 +186,7 @@ impl UiExt for Ui {
     }
 
     fn icon_button(&mut self, icon: &str, label: &str) -> Response {
-        let button = Button::new(icon).frame_when_inactive(false).min_size(vec2(size::CONTROL, size::CONTROL));
+        let button = Button::new(glyph(icon)).frame_when_inactive(false).min_size(vec2(size::CONTROL, size::CONTROL));
         let response = self.scope(|ui| {
             ui.spacing_mut().button_padding = vec2(size::GAP_SMALL, size::GAP_SMALL);
             ui.add(button)
@@ -178,14 +196,14 @@ impl UiExt for Ui {
     }
 
     fn wide_button(&mut self, icon: &str, label: &str, text: &str) -> Response {
-        let button = Button::new((icon, label)).min_size(vec2(self.available_width(), size::CONTROL));
+        let button = Button::new((glyph(icon), label)).min_size(vec2(self.available_width(), size::CONTROL));
         let response = self.add(button);
         name(&response, WidgetType::Button, true, text);
         response.on_hover_text(text)
     }
 
     fn menu_item(&mut self, icon: &str, label: &str, key: &str, reason: Option<&str>) -> Response {
-        let button = Button::new((icon, label)).shortcut_text(key).min_size(vec2(size::MENU, 0.0));
+        let button = Button::new((glyph(icon), label)).shortcut_text(key).min_size(vec2(size::MENU, 0.0));
         let response = self.add_enabled(reason.is_none(), button);
         name(&response, WidgetType::Button, reason.is_none(), label);
         match reason {
@@ -252,7 +270,7 @@ impl UiExt for Ui {
         let wide = card.x > card.y * 1.5;
         let layout = if wide { Layout::left_to_right(Align::Center) } else { Layout::top_down(Align::Center) };
         let mut ui = self.new_child(UiBuilder::new().max_rect(inner).layout(layout));
-        let icon = Label::new(RichText::new(icon).size(size::ICON_HERO).color(t.accent_text));
+        let icon = Label::new(glyph(icon).size(size::ICON_HERO).color(t.accent_text));
         let words = |ui: &mut Ui| {
             ui.label(RichText::new(title).font(FontId::new(size::TEXT_SECTION, semibold())));
             ui.add(Label::new(RichText::new(text).color(t.text_muted)).wrap());
@@ -317,7 +335,7 @@ impl UiExt for Ui {
             .show(self, |ui| {
                 ui.set_width(ui.available_width());
                 ui.with_layout(Layout::left_to_right(Align::TOP), |ui| {
-                    ui.label(RichText::new(sign).size(20.0).color(color));
+                    ui.label(glyph(sign).size(20.0).color(color));
                     ui.vertical(|ui| {
                         ui.spacing_mut().item_spacing.y = size::GAP_SMALL;
                         ui.add(Label::new(RichText::new(title).font(FontId::new(size::TEXT, semibold()))).wrap());
@@ -347,7 +365,7 @@ impl UiExt for Ui {
             if let Some(error) = note.error {
                 let mut job = LayoutJob::default();
                 let font = FontId::new(size::TEXT_SMALL, egui::FontFamily::Proportional);
-                job.append(icon::ERROR, 0.0, TextFormat::simple(font.clone(), t.error));
+                job.append(icon::ERROR, 0.0, TextFormat::simple(icon_font(size::TEXT_SMALL), t.error));
                 job.append(error, size::GAP_SMALL, TextFormat::simple(font, t.error));
                 let response = ui.add(Label::new(job).wrap());
                 response.widget_info(|| WidgetInfo::labeled(WidgetType::Label, true, error));
@@ -392,7 +410,7 @@ impl UiExt for Ui {
         let mut open = self.data(|data| data.get_temp::<bool>(id)).unwrap_or(false);
         let sign = if open { icon::UNFOLDED } else { icon::FOLDED };
         let text = RichText::new(label).font(FontId::new(size::TEXT, semibold()));
-        let response = self.add(Button::new((RichText::new(sign).color(t.text_muted), text)).frame_when_inactive(false));
+        let response = self.add(Button::new((glyph(sign).color(t.text_muted), text)).frame_when_inactive(false));
         response.widget_info(|| {
             let mut info = WidgetInfo::labeled(WidgetType::CollapsingHeader, true, label);
             info.selected = Some(open);
@@ -430,7 +448,7 @@ impl UiExt for Ui {
         let t = self.tokens();
         let (rect, response) = self.allocate_exact_size(size, Sense::click());
         self.painter().rect_filled(rect, CornerRadius::same(size::RADIUS_LARGE), t.screen);
-        let font = FontId::proportional(size::ICON_HERO);
+        let font = icon_font(size::ICON_HERO);
         let lift = vec2(0.0, 14.0);
         self.painter().text(rect.center() - lift, egui::Align2::CENTER_CENTER, icon, font, t.on_screen);
         let font = FontId::proportional(size::TEXT);

@@ -1,6 +1,6 @@
 //! The first page: nothing here yet, and the three ways on.
 
-use egui::{Align, CentralPanel, Layout, Ui, vec2};
+use egui::{Align, Layout, Ui, vec2};
 
 use super::{View, notices, shell};
 use crate::manager::action::{Action, Command, Purpose};
@@ -8,7 +8,7 @@ use crate::theme::{UiExt, icon, size};
 
 /// Draws it.
 pub fn show(ui: &mut Ui, view: &mut View<'_>) {
-    CentralPanel::default().show(ui, |ui| {
+    shell::central(ui, |ui| {
         shell::page(ui, |ui| {
             notices::failures(ui, view);
             notices::checks(ui, view);

@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use egui::{Id, Slider, SliderClamping, TextEdit, Ui, WidgetInfo, WidgetType, vec2};
+use egui::{Id, Slider, SliderClamping, Ui, WidgetInfo, WidgetType};
 use vmm_core::config::{Boot, ConfigError, DisplayConfig, NetConfig};
 
 use super::View;
 use crate::library::HostLimits;
 use crate::library::size::{human, parse};
 use crate::manager::action::{Action, Purpose};
-use crate::theme::{Note, Tone, UiExt, icon, size};
+use crate::theme::{Note, Tone, UiExt, icon, size, slider_style, text_edit};
 
 /// What is wrong with a field or with a part of it.
 pub fn error_of<'a>(errors: &'a [ConfigError], field: &str) -> Option<&'a str> {
@@ -22,12 +22,7 @@ pub fn error_of<'a>(errors: &'a [ConfigError], field: &str) -> Option<&'a str> {
 /// A text field of the width a form has room for; `beside` is what stands at its right.
 pub fn text_field(ui: &mut Ui, label: Id, name: &str, text: &mut String, hint: &str, beside: f32) -> egui::Response {
     let width = (ui.available_width() - beside).clamp(80.0, size::FIELD);
-    let field = TextEdit::singleline(text)
-        .hint_text(hint)
-        .desired_width(width)
-        .vertical_align(egui::Align::Center)
-        .min_size(vec2(0.0, size::CONTROL));
-    let response = ui.add(field).labelled_by(label);
+    let response = ui.add(text_edit(text).hint_text(hint).desired_width(width)).labelled_by(label);
     let value = text.clone();
     response.widget_info(|| {
         let mut info = WidgetInfo::text_edit(ui.is_enabled(), value.clone(), value.clone(), hint);
@@ -60,12 +55,6 @@ pub fn path_field(
     changed
 }
 
-fn slider_width(ui: &mut Ui) {
-    let room = ui.available_width() - size::NUMBER - 2.0 * size::GAP;
-    ui.spacing_mut().slider_width = room.clamp(80.0, size::SLIDER);
-    ui.spacing_mut().interact_size.x = size::NUMBER;
-}
-
 fn named(ui: &Ui, response: &egui::Response, name: &str, value: f64) {
     let enabled = ui.is_enabled();
     response.widget_info(|| WidgetInfo::slider(enabled, value, name));
@@ -80,7 +69,7 @@ pub fn cpus(ui: &mut Ui, cpus: &mut u32, host: Option<&HostLimits>, errors: &[Co
         most => format!("This host has {most}"),
     };
     ui.field_row("CPUs", Note::hint(&hint).or_error(error_of(errors, "cpus")), |ui, label| {
-        slider_width(ui);
+        slider_style(ui, 0.0);
         let slider = Slider::new(cpus, 1..=most.max(2)).clamping(SliderClamping::Never).step_by(1.0);
         let response = ui.add(slider).labelled_by(label);
         named(ui, &response, "CPUs", f64::from(*cpus));
@@ -100,7 +89,7 @@ pub fn memory(ui: &mut Ui, mib: &mut u64, host: Option<&HostLimits>, errors: &[C
         None => String::new(),
     };
     ui.field_row("Memory", Note::hint(&hint).or_error(error_of(errors, "memory_mib")), |ui, label| {
-        slider_width(ui);
+        slider_style(ui, 0.0);
         let slider = Slider::new(mib, 128..=most.max(256))
             .logarithmic(true)
             .step_by(128.0)
@@ -124,9 +113,7 @@ fn memory_words(mib: u64) -> String {
 pub fn new_disk(ui: &mut Ui, label: Id, bytes: &mut u64, host: Option<&HostLimits>, beside: f32) {
     const GIB: u64 = 1 << 30;
     let most = host.map_or(64, |host| host.space / GIB).max(16);
-    let room = ui.available_width() - size::NUMBER - beside - 2.0 * size::GAP;
-    ui.spacing_mut().slider_width = room.clamp(60.0, size::SLIDER);
-    ui.spacing_mut().interact_size.x = size::NUMBER;
+    slider_style(ui, beside);
     let mut gib = *bytes as f64 / GIB as f64;
     let slider = Slider::new(&mut gib, 1.0..=most as f64)
         .logarithmic(true)

@@ -1,12 +1,12 @@
 //! The library: every machine with its picture, its name and what it is doing.
 
-use egui::{CornerRadius, Frame, Label, Margin, Panel, Response, ScrollArea, Sense, TextEdit, Ui, UiBuilder, vec2};
+use egui::{CornerRadius, Frame, Label, Margin, Panel, Response, ScrollArea, Sense, Ui, UiBuilder, vec2};
 use egui::{Key, WidgetInfo, WidgetType};
 
 use super::View;
 use crate::manager::action::{Action, Command};
 use crate::manager::model::Machine;
-use crate::theme::{UiExt, focus_ring, icon, size};
+use crate::theme::{UiExt, focus_ring, glyph, icon, size, text_edit};
 
 /// Draws it at the left.
 pub fn show(ui: &mut Ui, view: &mut View<'_>) {
@@ -39,12 +39,10 @@ fn contents(ui: &mut Ui, view: &mut View<'_>) {
             });
         }
     });
-    let search = TextEdit::singleline(&mut view.state.search)
+    let search = text_edit(&mut view.state.search)
         .hint_text("Search")
-        .prefix(icon::SEARCH)
-        .desired_width(f32::INFINITY)
-        .vertical_align(egui::Align::Center)
-        .min_size(vec2(0.0, size::CONTROL));
+        .prefix(glyph(icon::SEARCH))
+        .desired_width(f32::INFINITY);
     let search = ui.add(search);
     search.widget_info(|| WidgetInfo::labeled(WidgetType::TextEdit, true, "Search"));
     if view.state.focus_search {

@@ -1,6 +1,6 @@
 //! A machine's page: its name, its power verbs, its tabs, and the overview.
 
-use egui::{CentralPanel, Frame, Layout, Margin, Panel, Popup, Sense, Ui, WidgetInfo, WidgetType, vec2};
+use egui::{Frame, Layout, Margin, Panel, Popup, Sense, Ui, WidgetInfo, WidgetType, vec2};
 use vmm_core::config::{Boot, VmConfig};
 
 use super::{View, hardware, log, notices, shell};
@@ -8,7 +8,7 @@ use crate::library::size::human;
 use crate::manager::action::{Action, Command};
 use crate::manager::model::{Machine, State};
 use crate::manager::state::Tab;
-use crate::theme::{Tone, UiExt, focus_ring, icon, size};
+use crate::theme::{Tone, UiExt, focus_ring, glyph, icon, size};
 
 /// Draws the selected machine.
 pub fn show(ui: &mut Ui, view: &mut View<'_>) {
@@ -17,7 +17,7 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>) {
     let selected = view.state.selected.clone().unwrap_or_default();
     let model = view.model;
     let Some(machine) = model.machine(&selected) else {
-        CentralPanel::default().show(ui, |ui| {
+        shell::central(ui, |ui| {
             shell::page(ui, |ui| {
                 notices::failures(ui, view);
                 notices::checks(ui, view);
@@ -30,7 +30,7 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>) {
     Panel::top("machine").frame(frame).show(ui, |ui| {
         ui.add_enabled_ui(!modal, |ui| header(ui, view, machine));
     });
-    CentralPanel::default().show(ui, |ui| {
+    shell::central(ui, |ui| {
         ui.add_enabled_ui(!modal, |ui| match view.state.tab {
             Tab::Overview => shell::page(ui, |ui| {
                 notices::failures(ui, view);
@@ -212,7 +212,7 @@ fn disks(ui: &mut Ui, machine: &Machine) {
     }
     for disk in &machine.disks {
         ui.with_layout(Layout::left_to_right(egui::Align::TOP), |ui| {
-            ui.label(egui::RichText::new(icon::DISK).size(size::ICON_LARGE).color(t.text_muted));
+            ui.label(glyph(icon::DISK).size(size::ICON_LARGE).color(t.text_muted));
             ui.vertical(|ui| {
                 ui.spacing_mut().item_spacing.y = size::GAP_SMALL;
                 ui.strong_text(&file_name(&disk.path));

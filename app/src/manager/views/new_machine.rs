@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use egui::{CentralPanel, Frame, Id, Margin, Panel, Ui, WidgetInfo, WidgetType};
+use egui::{Frame, Id, Margin, Panel, Ui, WidgetInfo, WidgetType};
 use vmm_core::config::{Boot, ConfigError, MAX_CDROMS, MAX_DISKS};
 
 use super::{View, form, machine::file_name, notices, shell};
@@ -17,7 +17,7 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>) {
     let modal = view.state.is_modal();
     // Taken out while it is drawn, so that the rows can ask for actions.
     let Some(mut draft) = view.state.draft.take() else {
-        CentralPanel::default().show(ui, |ui| {
+        shell::central(ui, |ui| {
             shell::page(ui, |ui| {
                 ui.muted("Looking at what this host has…");
             });
@@ -25,62 +25,62 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>) {
         return;
     };
     let errors = draft.errors(&view.model.names());
-    let host = view.model.host;
     let blocked = view.model.checks.iter().any(|check| check.fatal);
-    let frame = Frame::new().fill(t.panel).inner_margin(Margin::symmetric(24, 12));
+    let frame = Frame::new().fill(t.panel).inner_margin(Margin::symmetric(0, 12));
     Panel::bottom("create").frame(frame).show(ui, |ui| {
         ui.add_enabled_ui(!modal, |ui| {
-            ui.horizontal_wrapped(|ui| {
-                let wrong = (!errors.is_empty()).then_some("Mend what is marked first");
-                let waiting = matches!(draft.source, Some((_, None))).then_some("The file is still being looked at");
-                let start = blocked.then_some("This host can't run virtual machines yet: see the notice above");
-                let reason = wrong.or(waiting);
-                if ui.tool_button(Tone::Good, icon::START, "Create and start", reason.or(start)).clicked() {
-                    view.ask(Action::Create { start: true });
-                }
-                if ui.tool_button(Tone::Info, "", "Create", reason).clicked() {
-                    view.ask(Action::Create { start: false });
-                }
-                if ui.tool_button(Tone::Info, "", "Cancel", None).clicked() {
-                    view.ask(Action::Leave);
-                }
-            });
-        });
-    });
-    CentralPanel::default().show(ui, |ui| {
-        ui.add_enabled_ui(!modal, |ui| {
-            shell::page(ui, |ui| {
-                ui.set_max_width(size::PAGE);
-                ui.horizontal(|ui| {
-                    if ui.icon_button(icon::BACK, "Back to the library").clicked() {
+            shell::column(ui, |ui| {
+                ui.horizontal_wrapped(|ui| {
+                    let wrong = (!errors.is_empty()).then_some("Mend what is marked first");
+                    let waiting = matches!(draft.source, Some((_, None))).then_some("The file is being looked at");
+                    let reason = wrong.or(waiting);
+                    let blocked = blocked.then_some("This host can't run virtual machines yet: see the notice above");
+                    if ui.tool_button(Tone::Good, icon::START, "Create and start", reason.or(blocked)).clicked() {
+                        view.ask(Action::Create { start: true });
+                    }
+                    if ui.tool_button(Tone::Info, "", "Create", reason).clicked() {
+                        view.ask(Action::Create { start: false });
+                    }
+                    if ui.tool_button(Tone::Info, "", "Cancel", None).clicked() {
                         view.ask(Action::Leave);
                     }
-                    ui.title("New virtual machine");
-                });
-                notices::failures(ui, view);
-                notices::checks(ui, view);
-                source(ui, view, &draft);
-                ui.card(|ui| {
-                    let note = Note::NONE.or_error(form::error_of(&errors, "name"));
-                    ui.field_row("Name", note, |ui, label| {
-                        if form::text_field(ui, label, "Name", &mut draft.new.name, "", 0.0).changed() {
-                            draft.named = true;
-                        }
-                    });
-                    form::cpus(ui, &mut draft.new.cpus, host.as_ref(), &errors);
-                    form::memory(ui, &mut draft.new.memory_mib, host.as_ref(), &errors);
-                    disks(ui, view, &mut draft, host.as_ref(), &errors);
-                });
-                ui.card(|ui| {
-                    if ui.fold("advanced", "More settings") {
-                        advanced(ui, view, &mut draft, &errors);
-                    }
                 });
             });
         });
     });
-    // An action may have asked for another draft meanwhile; nothing does so while this one is drawn.
+    shell::central(ui, |ui| {
+        ui.add_enabled_ui(!modal, |ui| shell::column_page(ui, |ui| body(ui, view, &mut draft, &errors)));
+    });
     view.state.draft = Some(draft);
+}
+
+fn body(ui: &mut Ui, view: &mut View<'_>, draft: &mut Draft, errors: &[ConfigError]) {
+    let host = view.model.host;
+    ui.horizontal(|ui| {
+        if ui.icon_button(icon::BACK, "Back to the library").clicked() {
+            view.ask(Action::Leave);
+        }
+        ui.title("New virtual machine");
+    });
+    notices::failures(ui, view);
+    notices::checks(ui, view);
+    source(ui, view, draft);
+    ui.card(|ui| {
+        let note = Note::NONE.or_error(form::error_of(errors, "name"));
+        ui.field_row("Name", note, |ui, label| {
+            if form::text_field(ui, label, "Name", &mut draft.new.name, "", 0.0).changed() {
+                draft.named = true;
+            }
+        });
+        form::cpus(ui, &mut draft.new.cpus, host.as_ref(), errors);
+        form::memory(ui, &mut draft.new.memory_mib, host.as_ref(), errors);
+        disks(ui, view, draft, host.as_ref(), errors);
+    });
+    ui.card(|ui| {
+        if ui.fold("advanced", "More settings") {
+            advanced(ui, view, draft, errors);
+        }
+    });
 }
 
 /// What it is made from.

@@ -1,13 +1,13 @@
 //! The file picker that needs nothing of the desktop.
 
 use egui::text::{CCursor, CCursorRange};
-use egui::{CornerRadius, EventFilter, Key, Modifiers, ScrollArea, Sense, TextEdit, Ui, WidgetInfo, WidgetType, vec2};
+use egui::{CornerRadius, EventFilter, Key, Modifiers, ScrollArea, Sense, Ui, WidgetInfo, WidgetType, vec2};
 
 use super::{View, dialogs};
 use crate::library::size::human;
 use crate::manager::action::Action;
 use crate::manager::picker::{Outcome, Picker};
-use crate::theme::{Tone, UiExt, icon, size};
+use crate::theme::{Tone, UiExt, glyph, icon, size, text_edit};
 
 /// Draws it when it is open.
 pub fn show(ui: &mut Ui, view: &mut View<'_>) {
@@ -50,13 +50,7 @@ fn contents(ui: &mut Ui, view: &mut View<'_>, picker: &mut Picker) {
         if ui.icon_button(icon::UP, "Folder above").clicked() {
             outcome = picker.up();
         }
-        let field = TextEdit::singleline(&mut picker.text)
-            .id(id)
-            .font(egui::TextStyle::Body)
-            .desired_width(f32::INFINITY)
-            .vertical_align(egui::Align::Center)
-            .min_size(vec2(0.0, size::CONTROL));
-        let output = field.show(ui);
+        let output = text_edit(&mut picker.text).id(id).desired_width(f32::INFINITY).show(ui);
         let response = output.response.response;
         let value = picker.text.clone();
         response.widget_info(|| {
@@ -145,7 +139,7 @@ fn list(ui: &mut Ui, picker: &mut Picker) -> Option<Outcome> {
                 row.fine_print(&entry.size.map(human).unwrap_or_default());
                 row.with_layout(egui::Layout::left_to_right(egui::Align::Center), |ui| {
                     let sign = if entry.is_folder() { icon::FOLDER } else { icon::FILE };
-                    ui.label(egui::RichText::new(sign).color(t.text_muted));
+                    ui.label(glyph(sign).color(t.text_muted));
                     ui.add(egui::Label::new(&entry.name).truncate());
                 });
                 crate::theme::focus_ring(ui, &response, size::RADIUS);

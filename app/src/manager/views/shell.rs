@@ -1,6 +1,6 @@
 //! The window: menus, pages, and what lies over them.
 
-use egui::{CentralPanel, Frame, Margin, MenuBar, Panel, ScrollArea, Ui};
+use egui::{Align, CentralPanel, Frame, Layout, Margin, MenuBar, Panel, ScrollArea, Ui};
 
 use super::{View, dialogs, empty, library, machine, new_machine, notices, picker};
 use crate::manager::action::Command;
@@ -17,7 +17,7 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>) {
     match (&view.model.machines, view.state.page) {
         (_, Page::New) => new_machine::show(ui, view),
         (None, Page::Library) => {
-            CentralPanel::default().show(ui, |ui| {
+            central(ui, |ui| {
                 page(ui, |ui| {
                     notices::failures(ui, view);
                     if view.model.library_failure.is_none() {
@@ -38,11 +38,44 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>) {
     notices::drop_target(ui);
 }
 
+/// What is left of the window, without a margin: a page has its own.
+pub(super) fn central(ui: &mut Ui, add: impl FnOnce(&mut Ui)) {
+    let frame = Frame::new().fill(ui.tokens().window);
+    CentralPanel::default().frame(frame).show(ui, add);
+}
+
+/// A column of at most [`size::PAGE`], in the middle.
+pub(super) fn column(ui: &mut Ui, add: impl FnOnce(&mut Ui)) {
+    let room = ui.available_width();
+    let width = size::PAGE.min(room - 2.0 * size::GAP_PAGE);
+    ui.with_layout(Layout::left_to_right(Align::TOP), |ui| {
+        ui.spacing_mut().item_spacing.x = 0.0;
+        ui.add_space((room - width) / 2.0);
+        ui.vertical(|ui| {
+            ui.set_width(width);
+            ui.spacing_mut().item_spacing.x = size::GAP;
+            add(ui);
+        });
+    });
+}
+
+/// A page that is one [`column`].
+pub(super) fn column_page(ui: &mut Ui, add: impl FnOnce(&mut Ui)) {
+    ScrollArea::vertical().auto_shrink([false, false]).show(ui, |ui| {
+        ui.add_space(size::GAP_PAGE);
+        column(ui, |ui| {
+            ui.spacing_mut().item_spacing.y = size::GAP_CARDS;
+            add(ui);
+        });
+        ui.add_space(size::GAP_PAGE);
+    });
+}
+
 /// A page that scrolls, with room around it.
 pub(super) fn page(ui: &mut Ui, add: impl FnOnce(&mut Ui)) {
     ScrollArea::vertical().auto_shrink([false, false]).show(ui, |ui| {
         Frame::new().inner_margin(Margin::same(size::GAP_PAGE as i8)).show(ui, |ui| {
-            ui.spacing_mut().item_spacing.y = size::GAP;
+            ui.spacing_mut().item_spacing.y = size::GAP_CARDS;
             add(ui);
         });
     });
