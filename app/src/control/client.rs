@@ -204,7 +204,7 @@ impl Client {
     /// There is no such drive or file, or the connection failed.
     pub fn change_medium(&mut self, drive: usize, path: Option<&Path>) -> Result<(), ControlError> {
         let path = path.map(std::path::absolute).transpose()?;
-        self.command(&Request::ChangeMedium { drive, path: path.map(PathBuf::from) })
+        self.command(&Request::ChangeMedium { drive, path })
     }
 
     /// Makes the connection one of the machine's streams.

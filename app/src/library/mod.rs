@@ -394,6 +394,20 @@ impl Library {
         Ok(machine)
     }
 
+    /// Gives a machine an id of its own if another of the library has the same: its folder was copied. The caller holds the
+    /// machine's lock.
+    ///
+    /// # Errors
+    /// Its file cannot be written.
+    pub fn make_id_unique(&self, machine: &mut Machine) -> Result<(), LibraryError> {
+        let mut others = self.list()?.into_iter().filter_map(|entry| entry.machine.ok());
+        if others.any(|other| other.id == machine.id && other.folder != machine.folder) {
+            machine.id = random_hex().map_err(LibraryError::io("make an id from", Path::new("/dev/urandom")))?;
+            machine.write()?;
+        }
+        Ok(())
+    }
+
     /// Waits for, and takes, the lock under which machines come, go and change names.
     fn guard(&self) -> Result<File, LibraryError> {
         let path = self.root.join(".lock");

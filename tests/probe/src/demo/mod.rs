@@ -1,0 +1,2 @@
+//! demo
+pub fn run(_m: &crate::machine::Machine) {}

@@ -1,0 +1,38 @@
+//! The self-test: a table of tests, one file for each device.
+
+mod rng;
+
+use crate::machine::Machine;
+use crate::report::{Failure, Outcome, Summary};
+use crate::{dma, println};
+
+/// A test of the `index`th device of its kind.
+type Test = fn(&Machine, usize) -> Outcome;
+
+/// All tests, in the order they run.
+const TESTS: &[(&str, Test)] = &[("rng", rng::test)];
+
+/// Runs the tests named in a comma-separated list, or `all`.
+pub fn run(machine: &Machine, names: &str, summary: &mut Summary) {
+    for name in names.split(',').filter(|name| *name != "all" && TESTS.iter().all(|(known, _)| known != name)) {
+        println!("probe: no test is called {name}");
+    }
+    for (name, test) in TESTS {
+        if !names.split(',').any(|wanted| wanted == "all" || wanted == *name) {
+            continue;
+        }
+        // One line for each device of the kind, or a single one that says it is absent.
+        for index in 0.. {
+            let mark = dma::mark();
+            let outcome = test(machine, index);
+            dma::release(mark);
+            let absent = matches!(outcome, Err(Failure::Absent));
+            if index == 0 || !absent {
+                summary.test(name, index, &outcome);
+            }
+            if absent {
+                break;
+            }
+        }
+    }
+}
