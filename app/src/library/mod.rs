@@ -14,7 +14,7 @@
 //! Everything here may block on the disk: the windows call it from a worker thread.
 
 pub mod detect;
-mod files;
+pub(crate) mod files;
 pub mod limits;
 pub mod lock;
 mod machine;
