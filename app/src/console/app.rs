@@ -110,6 +110,7 @@ impl App {
             banner: None,
             dialog: None,
             can_keep_running: options.can_keep_running,
+            graphics: String::new(),
         };
         Ok(App {
             options,
@@ -157,6 +158,7 @@ impl App {
         for renderer in tries {
             match ConsoleWindow::open(event_loop, renderer, &self.options, mode, self.waker.proxy.clone()) {
                 Ok(window) => {
+                    self.model.graphics = window.description();
                     self.window = Some(window);
                     self.offer_soon();
                     return;

@@ -93,7 +93,7 @@ impl Dialog {
                     (icon::ARROW_CLOCKWISE, "Reset", Action::Reset),
                     asks,
                 ),
-                Kind::Keys => keys(ui, fresh, asks),
+                Kind::Keys => keys(ui, model, fresh, asks),
                 Kind::Medium { drive, path } => medium(ui, fresh, *drive, path, asks),
             }
         });
@@ -176,7 +176,7 @@ fn confirm(
     });
 }
 
-fn keys(ui: &mut Ui, fresh: bool, asks: &mut Vec<Ask>) {
+fn keys(ui: &mut Ui, model: &Model, fresh: bool, asks: &mut Vec<Ask>) {
     ui.section("Keys of this window");
     ui.muted("The host key is Right Ctrl. All other keys go to the guest.");
     ui.add_space(size::GAP);
@@ -197,6 +197,8 @@ fn keys(ui: &mut Ui, fresh: bool, asks: &mut Vec<Ask>) {
             line(chord.name, &label);
         }
     });
+    ui.add_space(size::GAP);
+    ui.fine_print(&format!("Drawn by {}", model.graphics));
     buttons(ui, |ui| {
         if focus_if(fresh, ui.tool_button(Tone::Info, "", "Close", None)).clicked() {
             asks.push(Ask::CloseDialog);

@@ -103,6 +103,8 @@ pub struct Model {
     pub dialog: Option<Dialog>,
     /// The machine can go on without a window.
     pub can_keep_running: bool,
+    /// What draws the window, as the graphics call it.
+    pub graphics: String,
 }
 
 impl Model {
@@ -320,6 +322,8 @@ fn file_name(path: &std::path::Path) -> String {
 
 fn status(ui: &mut Ui, model: &Model) {
     let t = ui.tokens();
+    // Nothing here is a control, so nothing needs a control's height.
+    ui.spacing_mut().interact_size.y = 0.0;
     ui.horizontal_centered(|ui| {
         ui.style_mut().override_text_style = Some(egui::TextStyle::Small);
         ui.spacing_mut().item_spacing.x = size::GAP_LARGE;
