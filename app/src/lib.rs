@@ -1,6 +1,9 @@
-//! Orangery.
+//! Orangery's application: the library of machines, the process that runs one, the command line and the windows.
 
 #[cfg(feature = "gui")]
 pub mod console;
+pub mod control;
+pub mod library;
+pub mod session;
 #[cfg(feature = "gui")]
 pub mod theme;

@@ -2,5 +2,16 @@
 //! it. It knows nothing of windows, wizards or the library of machines.
 
 pub mod backend;
+pub mod base;
+pub mod boot;
 pub mod config;
+pub mod devices;
+pub mod hw;
+pub mod kvm;
+pub mod pci;
+#[cfg(any(test, feature = "testkit"))]
+#[allow(clippy::expect_used)]
+pub mod testkit;
+pub mod vcpu;
+pub mod virtio;
 pub mod vm;

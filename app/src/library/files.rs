@@ -1,0 +1,102 @@
+//! Files that are whole or not there: atomic replacement, and sparse disk images that never overwrite anything.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// Replaces the file at `path` with `bytes`: readers see the old or the new one, also after a power cut.
+///
+/// # Errors
+/// Those of the file system; the old file is then still there.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
+    let temporary = folder.join(format!(".{name}.{}", random_hex()?));
+    let written = (|| {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)
+    })();
+    if written.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written?;
+    sync_folder(folder)
+}
+
+/// Makes the entries of `folder` durable.
+///
+/// # Errors
+/// Those of the file system.
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// Makes a sparse raw disk image of `size` bytes: it reads as zeros and takes no space until it is written.
+///
+/// # Errors
+/// Something is at `path` already, or the file system refuses the size.
+pub fn create_sparse(path: &Path, size: u64) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let sized = file.set_len(size).and_then(|()| file.sync_all());
+    if sized.is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+    sized
+}
+
+/// 128 random bits as 32 hexadecimal digits.
+///
+/// # Errors
+/// The host has no `/dev/urandom`.
+pub fn random_hex() -> io::Result<String> {
+    let mut bytes = [0u8; 16];
+    io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut bytes)?;
+    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_whole_and_no_temporary_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("machine.toml");
+        write_atomic(&path, b"one").unwrap();
+        write_atomic(&path, b"two").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_failed_replacement_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("machine.toml");
+        std::fs::create_dir(&path).unwrap();
+        assert!(write_atomic(&path, b"one").is_err());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_new_disk_is_sparse_and_never_overwrites() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.img");
+        create_sparse(&path, 1 << 30).unwrap();
+        let meta = std::fs::metadata(&path).unwrap();
+        assert_eq!(meta.len(), 1 << 30);
+        assert!(meta.blocks() < 64);
+        assert_eq!(create_sparse(&path, 5).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 1 << 30);
+    }
+
+    #[test]
+    fn ids_are_128_bits_and_differ() {
+        let (a, b) = (random_hex().unwrap(), random_hex().unwrap());
+        assert!(a.len() == 32 && a.bytes().all(|c| c.is_ascii_hexdigit()));
+        assert_ne!(a, b);
+    }
+}

@@ -1,0 +1,95 @@
+//! Starting a machine in a process of its own, and learning whether that went well.
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+
+use serde::{Deserialize, Serialize};
+
+use crate::control::protocol::MAX_LINE;
+use crate::library::{Library, Machine};
+
+/// What `orangery run --json` writes as its only line on standard output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Announcement {
+    /// The machine runs and its control socket answers.
+    Started {
+        /// Its id.
+        id: String,
+        /// Its name.
+        name: String,
+        /// The process that runs it.
+        pid: u32,
+    },
+    /// It could not be started.
+    Error {
+        /// The exit code that follows.
+        code: u8,
+        /// Why, a sentence.
+        message: String,
+    },
+}
+
+/// Why a machine did not start.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct LaunchError {
+    /// What failed and why.
+    pub message: String,
+    /// The exit code a command should end with (see `orangery help`).
+    pub code: u8,
+}
+
+impl LaunchError {
+    fn new(message: String) -> LaunchError {
+        LaunchError { message, code: 1 }
+    }
+}
+
+/// Starts `machine` in a new process, with a window unless `headless`, and waits until it runs or has failed. The process
+/// outlives this one. Blocks for as long as the start takes.
+///
+/// # Errors
+/// The process cannot be made, or the machine cannot be built.
+pub fn launch(library: &Library, machine: &Machine, headless: bool) -> Result<u32, LaunchError> {
+    let program = std::env::current_exe()
+        .map_err(|error| LaunchError::new(format!("could not find the program itself: {error}")))?;
+    launch_with(&program, library.root(), machine, headless)
+}
+
+/// [`launch`] with another program than this one.
+///
+/// # Errors
+/// As [`launch`].
+pub fn launch_with(program: &Path, root: &Path, machine: &Machine, headless: bool) -> Result<u32, LaunchError> {
+    let mut command = Command::new(program);
+    command.args(["run", "--json", "--id"]).arg(&machine.id);
+    if headless {
+        command.arg("--headless");
+    }
+    command.env(crate::library::ROOT_VARIABLE, root).current_dir(machine.folder());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    // SAFETY: setsid is async-signal-safe and touches no memory.
+    unsafe { command.pre_exec(|| rustix::process::setsid().map(|_| ()).map_err(Into::into)) };
+    let failed = |what: &str| LaunchError::new(format!("could not start {:?}: {what}", machine.name));
+    let mut child = command.spawn().map_err(|error| failed(&error.to_string()))?;
+    let output = child.stdout.take().ok_or_else(|| failed("it has no output"))?;
+    let mut line = String::new();
+    let read = BufReader::new(output.take(MAX_LINE as u64)).read_line(&mut line);
+    // Ended children stay zombies until somebody asks.
+    let reaper = thread::Builder::new().name("reaper".into()).spawn(move || child.wait());
+    match serde_json::from_str(&line) {
+        Ok(Announcement::Started { pid, .. }) => Ok(pid),
+        Ok(Announcement::Error { message, code }) => Err(LaunchError { message, code }),
+        Err(_) => {
+            let status = match (read, reaper.map(thread::JoinHandle::join)) {
+                (Ok(0), Ok(Ok(Ok(status)))) => format!("its process ended ({status})"),
+                _ => "its process did not say whether it started".into(),
+            };
+            Err(failed(&format!("{status}; see {}", machine.logs().join("orangery.log").display())))
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! What everything else stands on: guest memory, the saved-state contract, and the threads that run devices.
+
+mod memory;
+mod state;
+mod worker;
+
+pub use memory::{GuestMemory, HIGH_RAM_START, LOW_RAM_MAX, MemoryError, RamRegion};
+pub use state::{Component, SavedState, Section, StateError};
+pub use vm_memory::{ByteValued, GuestAddress, VolatileSlice};
+pub use worker::{Executor, InlineExecutor, Task, TaskId, WorkerThread};

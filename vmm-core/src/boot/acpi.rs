@@ -1,0 +1,467 @@
+//! The ACPI tables (ACPI 6.5 §5.2) and the script by which firmware places them (fw_cfg `etc/table-loader`).
+//!
+//! Full (not hardware-reduced) ACPI: PM1a block, PM timer and GPE0 at 0x600, fixed power button, reset through 0xcf9,
+//! no HPET. There is one builder: where no firmware runs, [`AcpiFiles::place`] carries out the script itself.
+
+use acpi_tables::aml::{
+    AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal, IO, If, Local,
+    Memory32Fixed, Method, Name, NotEqual, Or, Package, PackageBuilder, Path, ResourceTemplate, Return, Store, Uuid,
+    ZERO,
+};
+use acpi_tables::facs::FACS;
+use acpi_tables::fadt::FADTBuilder;
+use acpi_tables::gas::{AccessSize, AddressSpace as GasSpace, GAS};
+use acpi_tables::mcfg::MCFG;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::{Aml, AmlSink};
+
+use super::layout::{BARS_END, ECAM_LEN, PM_BASE};
+
+const OEM: [u8; 6] = *b"ORANGE";
+const OEM_TABLE: [u8; 8] = *b"ORANGERY";
+
+/// fw_cfg's name of the tables.
+pub const TABLES_FILE: &str = "etc/acpi/tables";
+/// fw_cfg's name of the root pointer.
+pub const RSDP_FILE: &str = "etc/acpi/rsdp";
+/// fw_cfg's name of the script.
+pub const LOADER_FILE: &str = "etc/table-loader";
+
+/// What of the machine the tables tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AcpiConfig {
+    /// CPUs, APIC ids from 0.
+    pub cpus: u32,
+    /// The first address above low RAM.
+    pub low_top: u32,
+    /// PCIEXBAR.
+    pub ecam: u32,
+}
+
+/// The three files that firmware asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AcpiFiles {
+    /// All tables, one after another.
+    pub tables: Vec<u8>,
+    /// The root pointer.
+    pub rsdp: Vec<u8>,
+    /// The script.
+    pub loader: Vec<u8>,
+}
+
+/// A pointer or checksum that can only be computed once the tables have their place.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    /// Adds the tables' address to the little-endian value of `len` bytes at `at` of a file.
+    Pointer { file: &'static str, at: u32, len: u8 },
+    /// Makes the bytes [start, start + len) of a file sum up to 0 by the byte at `at`.
+    Checksum { file: &'static str, at: u32, start: u32, len: u32 },
+}
+
+impl AcpiFiles {
+    /// Builds the tables. Their size depends on the number of CPUs alone.
+    pub fn new(config: AcpiConfig) -> AcpiFiles {
+        let mut build = Build::default();
+        let facs = build.put(&bytes(&FACS::new()));
+        let dsdt = build.put_table(dsdt(config).as_slice());
+        let fadt = build.put_table(&fadt(facs, dsdt));
+        build.point(fadt + 36, 4);
+        build.point(fadt + 40, 4);
+        build.point(fadt + 140, 8);
+        let mut mcfg = MCFG::new(OEM, OEM_TABLE, 1);
+        mcfg.add_ecam(u64::from(config.ecam), 0, 0, 255);
+        let listed = [fadt, build.put_table(madt(config.cpus).as_slice()), build.put_table(&bytes(&mcfg)), {
+            // WAET (Windows ACPI Emulated Devices Table): the PM timer needs reading only once.
+            let mut waet = Sdt::new(*b"WAET", 40, 1, OEM, OEM_TABLE, 1);
+            waet.write_u32(36, 2);
+            build.put_table(waet.as_slice())
+        }];
+        let mut xsdt = Sdt::new(*b"XSDT", 36, 1, OEM, OEM_TABLE, 1);
+        for table in listed {
+            xsdt.append_slice(&u64::from(table).to_le_bytes());
+        }
+        let xsdt = build.put_table(xsdt.as_slice());
+        for entry in 0..listed.len() as u32 {
+            build.point(xsdt + 36 + 8 * entry, 8);
+        }
+        let mut rsdp = b"RSD PTR \0".to_vec();
+        rsdp.extend(OEM);
+        rsdp.push(2);
+        rsdp.extend(0u32.to_le_bytes());
+        rsdp.extend(36u32.to_le_bytes());
+        rsdp.extend(u64::from(xsdt).to_le_bytes());
+        rsdp.extend([0; 4]);
+        build.steps.push(Step::Pointer { file: RSDP_FILE, at: 24, len: 8 });
+        build.steps.push(Step::Checksum { file: RSDP_FILE, at: 8, start: 0, len: 20 });
+        build.steps.push(Step::Checksum { file: RSDP_FILE, at: 32, start: 0, len: 36 });
+        // Checksums come after every pointer inside what they cover.
+        build.steps.sort_by_key(|step| matches!(step, Step::Checksum { .. }));
+        let loader = script(&build.steps);
+        AcpiFiles { tables: build.tables, rsdp, loader }
+    }
+
+    /// The tables and the root pointer as they are with the tables at `address`, for a machine without firmware.
+    pub fn place(mut self, address: u64) -> (Vec<u8>, Vec<u8>) {
+        for entry in self.loader.chunks_exact(ENTRY) {
+            let name = |at: usize| entry[at..at + NAME].split(|&b| b == 0).next().unwrap_or_default().to_vec();
+            let word =
+                |at: usize| u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]]) as usize;
+            let file = if name(4) == RSDP_FILE.as_bytes() { &mut self.rsdp } else { &mut self.tables };
+            match word(0) as u32 {
+                ADD_POINTER => {
+                    let (at, len) = (word(4 + 2 * NAME), usize::from(entry[8 + 2 * NAME]));
+                    let mut value = [0; 8];
+                    value[..len].copy_from_slice(&file[at..at + len]);
+                    let sum = u64::from_le_bytes(value).wrapping_add(address);
+                    file[at..at + len].copy_from_slice(&sum.to_le_bytes()[..len]);
+                }
+                ADD_CHECKSUM => {
+                    let (at, start, len) = (word(4 + NAME), word(8 + NAME), word(12 + NAME));
+                    file[at] = file[at].wrapping_sub(sum(&file[start..start + len]));
+                }
+                _ => {}
+            }
+        }
+        (self.tables, self.rsdp)
+    }
+}
+
+#[derive(Default)]
+struct Build {
+    tables: Vec<u8>,
+    steps: Vec<Step>,
+}
+
+impl Build {
+    /// Appends a structure, aligned as FACS needs it; returns its offset.
+    fn put(&mut self, table: &[u8]) -> u32 {
+        self.tables.resize(self.tables.len().next_multiple_of(64), 0);
+        let at = self.tables.len() as u32;
+        self.tables.extend_from_slice(table);
+        at
+    }
+
+    /// Appends a table whose checksum is left to the script.
+    fn put_table(&mut self, table: &[u8]) -> u32 {
+        let at = self.put(table);
+        self.tables[at as usize + 9] = 0;
+        self.steps.push(Step::Checksum { file: TABLES_FILE, at: at + 9, start: at, len: table.len() as u32 });
+        at
+    }
+
+    fn point(&mut self, at: u32, len: u8) {
+        self.steps.push(Step::Pointer { file: TABLES_FILE, at, len });
+    }
+}
+
+const ENTRY: usize = 128;
+const NAME: usize = 56;
+const ALLOCATE: u32 = 1;
+const ADD_POINTER: u32 = 2;
+const ADD_CHECKSUM: u32 = 3;
+const ZONE_HIGH: u8 = 1;
+/// The segment 0xf0000, where the root pointer is looked for.
+const ZONE_FSEG: u8 = 2;
+
+/// The script: 128-byte commands that SeaBIOS and OVMF carry out.
+fn script(steps: &[Step]) -> Vec<u8> {
+    let name = |text: &str| {
+        let mut bytes = text.as_bytes().to_vec();
+        bytes.resize(NAME, 0);
+        bytes
+    };
+    let allocate = |file, align: u32, zone: u8| [name(file), align.to_le_bytes().to_vec(), vec![zone]].concat();
+    let mut commands =
+        vec![(ALLOCATE, allocate(RSDP_FILE, 16, ZONE_FSEG)), (ALLOCATE, allocate(TABLES_FILE, 64, ZONE_HIGH))];
+    for step in steps {
+        commands.push(match *step {
+            Step::Pointer { file, at, len } => {
+                (ADD_POINTER, [name(file), name(TABLES_FILE), at.to_le_bytes().to_vec(), vec![len]].concat())
+            }
+            Step::Checksum { file, at, start, len } => {
+                (ADD_CHECKSUM, [name(file), [at, start, len].map(u32::to_le_bytes).concat()].concat())
+            }
+        });
+    }
+    let mut script = Vec::with_capacity(commands.len() * ENTRY);
+    for (command, body) in commands {
+        let start = script.len();
+        script.extend(command.to_le_bytes());
+        script.extend(body);
+        script.resize(start + ENTRY, 0);
+    }
+    script
+}
+
+fn sum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
+}
+
+/// Collects AML.
+struct Sink(Vec<u8>);
+
+impl AmlSink for Sink {
+    fn byte(&mut self, byte: u8) {
+        self.0.push(byte);
+    }
+}
+
+fn bytes(aml: &dyn Aml) -> Vec<u8> {
+    let mut sink = Sink(Vec::new());
+    aml.to_aml_bytes(&mut sink);
+    sink.0
+}
+
+/// AML made before.
+struct Raw(Vec<u8>);
+
+impl Aml for Raw {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.vec(&self.0);
+    }
+}
+
+/// Encodes at once, so that nothing has to outlive the whole tree.
+fn encoded(aml: &dyn Aml) -> Raw {
+    Raw(bytes(aml))
+}
+
+/// The IRQNoFlags descriptor (ACPI 6.5 §6.4.2.1), which the crate lacks.
+struct IrqNoFlags(u8);
+
+impl Aml for IrqNoFlags {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.byte(0x22);
+        sink.word(1 << self.0);
+    }
+}
+
+/// An ISA or platform device with fixed resources.
+fn fixed_device(path: &str, hid: &str, uid: u8, resources: Vec<&dyn Aml>) -> Raw {
+    let (hid, status) = (EISAName::new(hid), 0x0fu8);
+    let resources = ResourceTemplate::new(resources);
+    encoded(&Device::new(
+        path.into(),
+        vec![
+            &Name::new("_HID".into(), &hid),
+            &Name::new("_UID".into(), &uid),
+            &Name::new("_STA".into(), &status),
+            &Name::new("_CRS".into(), &resources),
+        ],
+    ))
+}
+
+/// The interrupt of every slot's and pin's INTx: slots 0 to 24 on GSI 20 to 23, the others on 16 to 19.
+fn interrupt_routing() -> Raw {
+    let mut table = PackageBuilder::new();
+    let mut entries = Vec::new();
+    for slot in 0..32u32 {
+        for pin in 0..4u32 {
+            let gsi = if slot < 25 { 20 + (slot + pin) % 4 } else { 16 + pin };
+            let address = slot << 16 | 0xffff;
+            entries.push(encoded(&Package::new(vec![&address, &pin, &ZERO, &gsi])));
+        }
+    }
+    for entry in &entries {
+        table.add_element(entry);
+    }
+    encoded(&table)
+}
+
+/// _OSC of a PCI Express root (PCI Firmware 3.2 §4.5): grants what the system asks for of the features that need no
+/// help from firmware, and says so where it asks for more.
+fn osc() -> Raw {
+    let uuid = Uuid::new("33DB4D5B-1FF7-401C-9657-7441C03DD766");
+    let (capabilities, control) = (Path::new("CDW1"), Path::new("CDW3"));
+    let (third, granted, one) = (8u8, 0x1eu8, 1u8);
+    let (bad_uuid, bad_revision, masked) = (0x04u8, 0x08u8, 0x10u8);
+    let wrong_revision = NotEqual::new(&Arg(1), &one);
+    let less_granted = NotEqual::new(&control, &Local(0));
+    let known = Equal::new(&Arg(0), &uuid);
+    encoded(&Method::new(
+        Path::new("_OSC"),
+        4,
+        false,
+        vec![
+            &CreateDWordField::new(&capabilities, &Arg(3), &ZERO),
+            &If::new(
+                &known,
+                vec![
+                    &CreateDWordField::new(&control, &Arg(3), &third),
+                    &Store::new(&Local(0), &control),
+                    &And::new(&Local(0), &Local(0), &granted),
+                    &If::new(&wrong_revision, vec![&Or::new(&capabilities, &capabilities, &bad_revision)]),
+                    &If::new(&less_granted, vec![&Or::new(&capabilities, &capabilities, &masked)]),
+                    &Store::new(&control, &Local(0)),
+                ],
+            ),
+            &Else::new(vec![&Or::new(&capabilities, &capabilities, &bad_uuid)]),
+            &Return::new(&Arg(3)),
+        ],
+    ))
+}
+
+fn dsdt(config: AcpiConfig) -> Sdt {
+    let AcpiConfig { cpus, low_top, ecam } = config;
+    let ecam_end = ecam + ECAM_LEN as u32;
+    let uncached = AddressSpaceCacheable::NotCacheable;
+    let resources = encoded(&ResourceTemplate::new(vec![
+        &AddressSpace::new_bus_number(0u16, 0xff),
+        &IO::new(0xcf8, 0xcf8, 1, 8),
+        &AddressSpace::new_io(0u16, 0x0cf7u16, None),
+        &AddressSpace::new_io(0x0d00u16, 0xffffu16, None),
+        &AddressSpace::new_memory(AddressSpaceCacheable::Cacheable, true, 0xa_0000u32, 0xb_ffffu32, None),
+        &AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, low_top, ecam - 1, None),
+        &AddressSpace::new_memory(uncached, true, ecam_end, BARS_END as u32 - 1, None),
+    ]));
+    let com1 = fixed_device("COM1", "PNP0501", 1, vec![&IO::new(0x3f8, 0x3f8, 0, 8), &IrqNoFlags(4)]);
+    let rtc = fixed_device("RTC_", "PNP0B00", 0, vec![&IO::new(0x70, 0x70, 1, 8), &IrqNoFlags(8)]);
+    let ports: [&dyn Aml; 3] = [&IO::new(0x60, 0x60, 1, 1), &IO::new(0x64, 0x64, 1, 1), &IrqNoFlags(1)];
+    let keyboard = fixed_device("KBD_", "PNP0303", 0, ports.to_vec());
+    let mouse = fixed_device("MOU_", "PNP0F13", 0, vec![&IrqNoFlags(12)]);
+    let (bridge_address, routing, osc) = (0x1f_0000u32, interrupt_routing(), osc());
+    let isa = encoded(&Device::new(
+        "ISA_".into(),
+        vec![&Name::new("_ADR".into(), &bridge_address), &com1, &rtc, &keyboard, &mouse],
+    ));
+    let (express, conventional) = (EISAName::new("PNP0A08"), EISAName::new("PNP0A03"));
+    let root = encoded(&Device::new(
+        "_SB_.PCI0".into(),
+        vec![
+            &Name::new("_HID".into(), &express),
+            &Name::new("_CID".into(), &conventional),
+            &Name::new("_UID".into(), &ZERO),
+            &Name::new("_SEG".into(), &ZERO),
+            &Name::new("_BBN".into(), &ZERO),
+            &Name::new("_CRS".into(), &resources),
+            &Name::new("_PRT".into(), &routing),
+            &osc,
+            &isa,
+        ],
+    ));
+    let board = fixed_device(
+        "_SB_.MBRD",
+        "PNP0C02",
+        0,
+        vec![
+            &Memory32Fixed::new(true, ecam, ECAM_LEN as u32),
+            &IO::new(PM_BASE, PM_BASE, 1, 0x80),
+            &IO::new(0x510, 0x510, 1, 0x0c),
+            &IO::new(0x4d0, 0x4d0, 1, 2),
+        ],
+    );
+    let (two, zero) = (2u8, 0u8);
+    let hibernate = Package::new(vec![&two, &two, &zero, &zero]);
+    let off = Package::new(vec![&zero, &zero, &zero, &zero]);
+    let mut table = Sdt::new(*b"DSDT", 36, 2, OEM, OEM_TABLE, 1);
+    let (s4, s5) = (Name::new("_S4_".into(), &hibernate), Name::new("_S5_".into(), &off));
+    for object in [&root as &dyn Aml, &board, &s4, &s5] {
+        table.append_slice(&bytes(object));
+    }
+    for cpu in 0..cpus {
+        let (path, hid) = (format!("_SB_.C{cpu:03X}"), "ACPI0007");
+        table.append_slice(&bytes(&Device::new(
+            Path::new(&path),
+            vec![&Name::new("_HID".into(), &hid), &Name::new("_UID".into(), &cpu)],
+        )));
+    }
+    table
+}
+
+/// MADT (ACPI 6.5 §5.2.12).
+fn madt(cpus: u32) -> Sdt {
+    const PCAT_COMPAT: u32 = 1;
+    let mut table = Sdt::new(*b"APIC", 44, 5, OEM, OEM_TABLE, 1);
+    table.write_u32(36, 0xfee0_0000);
+    table.write_u32(40, PCAT_COMPAT);
+    for cpu in 0..cpus as u8 {
+        table.append_slice(&[0, 8, cpu, cpu, 1, 0, 0, 0]);
+    }
+    // I/O APIC 0 at 0xfec00000, GSIs from 0.
+    table.append_slice(&[1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0]);
+    // ISA IRQ 0 is GSI 2; IRQ 9, the SCI, is level-triggered and active high.
+    table.append_slice(&[2, 10, 0, 0, 2, 0, 0, 0, 0, 0]);
+    table.append_slice(&[2, 10, 0, 9, 9, 0, 0, 0, 0x0d, 0]);
+    // NMI on LINT1 of every CPU.
+    table.append_slice(&[4, 6, 0xff, 0, 0, 1]);
+    table
+}
+
+/// FADT (ACPI 6.5 §5.2.9).
+fn fadt(facs: u32, dsdt: u32) -> Vec<u8> {
+    /// WBINVD, PROC_C1, SLP_BUTTON, RTC_S4, RESET_REG_SUP, USE_PLATFORM_CLOCK; the power button is a fixed one.
+    const FLAGS: u32 = 0x84a5;
+    /// Legacy devices, and an i8042.
+    const BOOT_ARCH: u16 = 3;
+    const DESKTOP: u8 = 1;
+    let gas =
+        |offset: u16, bits: u8, access| GAS::new(GasSpace::SystemIo, bits, 0, access, u64::from(PM_BASE + offset));
+    let port = |offset: u16| u32::from(PM_BASE + offset).into();
+    let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, 1);
+    fadt.preferred_pm_profile = DESKTOP;
+    fadt.sci_int = 9.into();
+    fadt.pm1a_evt_blk = port(0);
+    fadt.pm1a_cnt_blk = port(4);
+    fadt.pm_tmr_blk = port(8);
+    fadt.gpe0_blk = port(0x20);
+    (fadt.pm1_evt_len, fadt.pm1_cnt_len, fadt.pm_tmr_len, fadt.gpe0_blk_len) = (4, 2, 4, 16);
+    fadt.p_lvl2_lat = 0xfff.into();
+    fadt.p_lvl3_lat = 0xfff.into();
+    fadt.century = 0x32;
+    fadt.iapc_boot_arch = BOOT_ARCH.into();
+    fadt.flags = FLAGS.into();
+    fadt.reset_reg = GAS::new(GasSpace::SystemIo, 8, 0, AccessSize::ByteAccess, 0xcf9);
+    fadt.reset_value = 0x0f;
+    fadt.x_pm1a_evt_blk = gas(0, 32, AccessSize::WordAccess);
+    fadt.x_pm1a_cnt_blk = gas(4, 16, AccessSize::WordAccess);
+    fadt.x_pm_tmr_blk = gas(8, 32, AccessSize::DwordAccess);
+    fadt.x_gpe0_blk = gas(0x20, 128, AccessSize::ByteAccess);
+    fadt.firmware_ctrl = facs.into();
+    fadt.x_firmware_ctrl = 0.into();
+    fadt.dsdt = dsdt.into();
+    fadt.x_dsdt = u64::from(dsdt).into();
+    bytes(&fadt.finalize())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIG: AcpiConfig = AcpiConfig { cpus: 3, low_top: 0x4000_0000, ecam: 0xb000_0000 };
+
+    fn u64_at(bytes: &[u8], at: usize) -> u64 {
+        u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+    }
+
+    #[test]
+    fn every_placed_table_is_found_from_the_root_pointer_and_sums_up_to_zero() {
+        let base = 0x3fff_0000;
+        let (tables, rsdp) = AcpiFiles::new(CONFIG).place(base);
+        assert_eq!((sum(&rsdp[..20]), sum(&rsdp)), (0, 0));
+        let table = |address: u64| {
+            let at = (address - base) as usize;
+            let len = u32::from_le_bytes(tables[at + 4..at + 8].try_into().unwrap()) as usize;
+            &tables[at..at + len]
+        };
+        let xsdt = table(u64_at(&rsdp, 24));
+        assert_eq!((&xsdt[..4], sum(xsdt)), (&b"XSDT"[..], 0));
+        let listed: Vec<_> = xsdt[36..].chunks(8).map(|entry| table(u64_at(entry, 0))).collect();
+        let names: Vec<_> = listed.iter().map(|t| &t[..4]).collect();
+        assert_eq!(names, [b"FACP", b"APIC", b"MCFG", b"WAET"]);
+        assert!(listed.iter().all(|t| sum(t) == 0));
+        let fadt = listed[0];
+        let dsdt = table(u64_at(fadt, 140));
+        assert_eq!((&dsdt[..4], sum(dsdt)), (&b"DSDT"[..], 0));
+        let facs = u64::from(u32::from_le_bytes(fadt[36..40].try_into().unwrap()));
+        assert_eq!(&table(facs)[..4], b"FACS");
+        assert_eq!(facs % 64, 0);
+    }
+
+    #[test]
+    fn the_size_does_not_depend_on_where_things_are() {
+        let other = AcpiConfig { ecam: 0xe000_0000, low_top: 0x8000_0000, ..CONFIG };
+        let (a, b) = (AcpiFiles::new(CONFIG), AcpiFiles::new(other));
+        assert_eq!((a.tables.len(), a.loader), (b.tables.len(), b.loader));
+        assert_ne!(a.tables, b.tables);
+    }
+}

@@ -1,0 +1,50 @@
+//! What a machine finds at power-on: firmware, or a kernel placed by the monitor; the ACPI tables; the memory map.
+
+pub mod acpi;
+pub mod bios;
+pub mod layout;
+pub mod linux;
+
+use std::path::PathBuf;
+
+/// Why nothing can be booted.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// A file can't be read.
+    #[error("could not read the {what} {path}")]
+    Read {
+        /// What it is to the machine.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file is not what it is said to be.
+    #[error("{path} can't be booted as a {what}: {why}")]
+    Format {
+        /// What it should be.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// No firmware is installed.
+    #[error("{file} was not found in {searched}; install the package seabios, or name its folder in ORANGERY_FIRMWARE")]
+    NoFirmware {
+        /// The file.
+        file: &'static str,
+        /// Where it was looked for.
+        searched: String,
+    },
+    /// It does not fit in the machine's memory.
+    #[error("{what} needs more memory than the machine has ({memory_mib} MiB); give it more")]
+    NoRoom {
+        /// What does not fit.
+        what: &'static str,
+        /// What the machine has.
+        memory_mib: u64,
+    },
+}

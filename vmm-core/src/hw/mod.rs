@@ -1,0 +1,105 @@
+//! Contracts between devices and the machine they are in: no device knows KVM, and no device knows another.
+
+mod bus;
+
+use std::io;
+use std::sync::Arc;
+
+pub use bus::{Bus, BusDevice, BusDeviceMut};
+use vmm_sys_util::eventfd::EventFd;
+
+/// What a register access makes the machine do, beyond the device itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Reset the whole machine.
+    Reset,
+    /// Switch the machine off.
+    PowerOff,
+}
+
+/// A level-triggered interrupt line.
+pub trait IrqLine: Send + Sync {
+    /// Drives the line. Setting the level that it has already is cheap.
+    fn set(&self, level: bool);
+}
+
+/// A message-signalled interrupt as the device writes it (PCI 3.0 §6.8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MsiMessage {
+    /// Where it is written.
+    pub address: u64,
+    /// What is written.
+    pub data: u32,
+}
+
+/// Where a device's message-signalled interrupts go.
+pub trait MsiSink: Send + Sync {
+    /// A route for one vector, with no message yet.
+    fn route(&self) -> io::Result<Arc<dyn MsiRoute>>;
+}
+
+/// One vector's way to the guest.
+pub trait MsiRoute: Send + Sync {
+    /// Sets the message that a trigger sends.
+    fn set(&self, message: MsiMessage) -> io::Result<()>;
+    /// Sends it.
+    fn trigger(&self);
+}
+
+/// Guest writes that arrive as an eventfd's signal, without a trip through the vCPU's thread.
+pub trait Doorbells: Send + Sync {
+    /// A write of any size and value at MMIO `address` rings `bell` from now on.
+    fn register(&self, address: u64, bell: &EventFd) -> io::Result<()>;
+    /// Undoes it.
+    fn unregister(&self, address: u64, bell: &EventFd) -> io::Result<()>;
+}
+
+/// Host memory that a device shows to the guest as if it were RAM (a frame buffer).
+pub trait MemorySlots: Send + Sync {
+    /// Shows `len` bytes (whole pages) of `region` from `offset` on at guest address `address`.
+    fn map(&self, address: u64, region: &Arc<SharedRegion>, offset: u64, len: u64) -> io::Result<SlotId>;
+    /// Takes it away again.
+    fn unmap(&self, slot: SlotId) -> io::Result<()>;
+    /// The pages that the guest wrote since the last call, a bit each, least significant first.
+    fn take_dirty(&self, slot: SlotId) -> io::Result<Vec<u64>>;
+}
+
+/// Names a mapping of [`MemorySlots`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SlotId(pub u32);
+
+/// Zeroed memory of this process that can be mapped into the guest.
+pub struct SharedRegion {
+    mapping: vm_memory::MmapRegion<()>,
+}
+
+impl SharedRegion {
+    /// `len` bytes, a multiple of the page size.
+    pub fn new(len: usize) -> io::Result<Arc<SharedRegion>> {
+        let mapping = vm_memory::MmapRegion::new(len).map_err(io::Error::other)?;
+        Ok(Arc::new(SharedRegion { mapping }))
+    }
+
+    /// Its size, bytes.
+    pub fn len(&self) -> usize {
+        self.mapping.size()
+    }
+
+    /// Never: there is no empty mapping.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Where it is in this process.
+    pub fn host(&self) -> *mut u8 {
+        self.mapping.as_ptr()
+    }
+
+    /// `len` bytes from `offset` on, if they are inside. The guest may change them at any time.
+    pub fn slice(&self, offset: usize, len: usize) -> Option<vm_memory::VolatileSlice<'_>> {
+        vm_memory::VolatileMemory::get_slice(&self.mapping, offset, len).ok()
+    }
+}
+
+/// Told when a guest misbehaved towards a device, or the host failed it: (`disk 0`, what happened).
+pub type ProblemSink = Arc<dyn Fn(&str, String) + Send + Sync>;

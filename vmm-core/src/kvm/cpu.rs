@@ -1,0 +1,235 @@
+//! One virtual CPU: its state at power-on, at a kernel's entry, and as a whole.
+
+use std::io;
+
+use kvm_bindings::{
+    KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, Msrs, kvm_debugregs, kvm_fpu, kvm_lapic_state, kvm_mp_state,
+    kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+
+use super::{KvmError, cpuid, tried};
+use crate::base::GuestAddress;
+
+/// Model-specific registers that a machine reset touches, of those the kernel knows (Intel SDM volume 4): SYSENTER,
+/// PAT, EFER, STAR family, KERNEL_GS_BASE, TSC_AUX, APIC base is in sregs, MISC_ENABLE, MTRRs.
+const MSR_MISC_ENABLE: u32 = 0x1a0;
+const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
+const MSR_TSC: u32 = 0x10;
+/// MTRRs on, everything write-back.
+const MTRR_WRITE_BACK: u64 = 0x806;
+const FAST_STRINGS: u64 = 1;
+
+/// APIC local vector table registers, as offsets into its page, and delivery modes.
+const APIC_LVT0: usize = 0x350;
+const APIC_LVT1: usize = 0x360;
+const APIC_MODE_NMI: u32 = 0x4 << 8;
+const APIC_MODE_EXTINT: u32 = 0x7 << 8;
+
+/// Everything the kernel keeps of a CPU.
+#[derive(Clone)]
+pub struct CpuState {
+    regs: kvm_regs,
+    sregs: kvm_sregs,
+    fpu: kvm_fpu,
+    xcrs: Option<kvm_xcrs>,
+    debug: kvm_debugregs,
+    lapic: kvm_lapic_state,
+    events: kvm_vcpu_events,
+    mp: kvm_mp_state,
+    msrs: Vec<kvm_msr_entry>,
+}
+
+/// How a 64-bit kernel is entered (Linux x86 boot protocol, 64-bit).
+#[derive(Debug, Clone, Copy)]
+pub struct LongMode {
+    /// First instruction.
+    pub entry: GuestAddress,
+    /// The boot parameters, in RSI.
+    pub boot_params: GuestAddress,
+    /// Page tables that map at least the first 4 GiB one to one.
+    pub page_table: GuestAddress,
+    /// A table with 64-bit code in selector 0x10 and data in 0x18.
+    pub gdt: GuestAddress,
+    /// Its limit.
+    pub gdt_limit: u16,
+}
+
+/// How a PVH kernel is entered: 32-bit, flat, paging off (Xen's PVH boot protocol).
+#[derive(Debug, Clone, Copy)]
+pub struct ProtectedMode {
+    /// First instruction.
+    pub entry: GuestAddress,
+    /// The start info, in EBX.
+    pub start_info: GuestAddress,
+}
+
+/// A CPU of the kernel's.
+pub struct KvmCpu {
+    fd: VcpuFd,
+    index: u32,
+    msr_indices: Vec<u32>,
+}
+
+impl KvmCpu {
+    pub(super) fn new(kvm: &Kvm, vm: &VmFd, index: u32, count: u32) -> Result<KvmCpu, KvmError> {
+        let fd = tried("KVM could not create a CPU", vm.create_vcpu(u64::from(index)))?;
+        let mut features = tried("KVM does not tell what CPUs it supports", cpuid::supported(kvm))?;
+        cpuid::patch(&mut features, vm, index, count);
+        tried("KVM refused the CPU's features", fd.set_cpuid2(&features))?;
+        let list = tried("KVM does not tell its model-specific registers", kvm.get_msr_index_list())?;
+        Ok(KvmCpu { fd, index, msr_indices: list.as_slice().to_vec() })
+    }
+
+    /// The kernel's handle.
+    pub fn fd(&mut self) -> &mut VcpuFd {
+        &mut self.fd
+    }
+
+    /// Its number, which is its APIC id.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Wires the local interrupt pins as firmware does where none runs, and makes all memory write-back.
+    pub fn set_up_without_firmware(&self) -> Result<(), KvmError> {
+        let mut lapic = tried("could not read the local APIC", self.fd.get_lapic())?;
+        for (register, mode) in [(APIC_LVT0, APIC_MODE_EXTINT), (APIC_LVT1, APIC_MODE_NMI)] {
+            for (i, byte) in mode.to_le_bytes().into_iter().enumerate() {
+                lapic.regs[register + i] = byte as _;
+            }
+        }
+        tried("could not set the local APIC", self.fd.set_lapic(&lapic))?;
+        for (index, data) in [(MSR_MTRR_DEF_TYPE, MTRR_WRITE_BACK), (MSR_MISC_ENABLE, FAST_STRINGS)] {
+            if self.msr_indices.contains(&index) || index == MSR_MTRR_DEF_TYPE {
+                let msrs = [kvm_msr_entry { index, data, ..Default::default() }];
+                // A host whose KVM lacks the register (a software KVM) does without.
+                let _ = Msrs::from_entries(&msrs).map(|m| self.fd.set_msrs(&m));
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the CPU at a 64-bit kernel's entry.
+    pub fn enter_long_mode(&self, to: LongMode) -> Result<(), KvmError> {
+        let mut sregs = tried("could not read the CPU's registers", self.fd.get_sregs())?;
+        let code = kvm_segment {
+            selector: 0x10,
+            limit: 0xffff_ffff,
+            type_: 0xb,
+            present: 1,
+            s: 1,
+            l: 1,
+            g: 1,
+            ..Default::default()
+        };
+        let data = kvm_segment { selector: 0x18, type_: 3, l: 0, db: 1, ..code };
+        sregs.cs = code;
+        (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+        sregs.gdt.base = to.gdt.0;
+        sregs.gdt.limit = to.gdt_limit;
+        sregs.cr3 = to.page_table.0;
+        // PAE; PE, ET, PG; LME, LMA.
+        sregs.cr4 |= 1 << 5;
+        sregs.cr0 = 1 | 1 << 4 | 1 << 31;
+        sregs.efer |= 1 << 8 | 1 << 10;
+        tried("could not set the CPU's registers", self.fd.set_sregs(&sregs))?;
+        let regs = kvm_regs { rip: to.entry.0, rsi: to.boot_params.0, rsp: 0x8ff0, rflags: 2, ..Default::default() };
+        tried("could not set the CPU's registers", self.fd.set_regs(&regs))
+    }
+
+    /// Puts the CPU at a PVH kernel's entry.
+    pub fn enter_protected_mode(&self, to: ProtectedMode) -> Result<(), KvmError> {
+        let mut sregs = tried("could not read the CPU's registers", self.fd.get_sregs())?;
+        let code = kvm_segment {
+            selector: 0x8,
+            limit: 0xffff_ffff,
+            type_: 0xb,
+            present: 1,
+            s: 1,
+            db: 1,
+            g: 1,
+            ..Default::default()
+        };
+        let data = kvm_segment { selector: 0x10, type_: 3, ..code };
+        sregs.cs = code;
+        (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+        sregs.tr = kvm_segment { selector: 0, limit: 0x67, type_: 0xb, present: 1, ..Default::default() };
+        sregs.cr0 = 1 | 1 << 4;
+        sregs.cr4 = 0;
+        tried("could not set the CPU's registers", self.fd.set_sregs(&sregs))?;
+        let regs = kvm_regs { rip: to.entry.0, rbx: to.start_info.0, rflags: 2, ..Default::default() };
+        tried("could not set the CPU's registers", self.fd.set_regs(&regs))
+    }
+
+    /// Reads everything. The CPU is not running.
+    pub fn state(&self) -> Result<CpuState, KvmError> {
+        let fd = &self.fd;
+        Ok(CpuState {
+            regs: tried("could not read the CPU's registers", fd.get_regs())?,
+            sregs: tried("could not read the CPU's registers", fd.get_sregs())?,
+            fpu: tried("could not read the FPU", fd.get_fpu())?,
+            xcrs: fd.get_xcrs().ok(),
+            debug: tried("could not read the debug registers", fd.get_debug_regs())?,
+            lapic: tried("could not read the local APIC", fd.get_lapic())?,
+            events: tried("could not read the CPU's pending events", fd.get_vcpu_events())?,
+            mp: tried("could not read whether the CPU is started", fd.get_mp_state())?,
+            msrs: self.msrs()?,
+        })
+    }
+
+    /// Sets everything.
+    pub fn set_state(&self, state: &CpuState) -> Result<(), KvmError> {
+        let CpuState { regs, sregs, fpu, xcrs, debug, lapic, events, mp, msrs } = state;
+        let fd = &self.fd;
+        tried("could not set whether the CPU is started", fd.set_mp_state(*mp))?;
+        tried("could not set the CPU's registers", fd.set_sregs(sregs))?;
+        tried("could not set the CPU's registers", fd.set_regs(regs))?;
+        tried("could not set the FPU", fd.set_fpu(fpu))?;
+        if let Some(xcrs) = xcrs {
+            tried("could not set the extended control registers", fd.set_xcrs(xcrs))?;
+        }
+        tried("could not set the debug registers", fd.set_debug_regs(debug))?;
+        tried("could not set the local APIC", fd.set_lapic(lapic))?;
+        for msr in msrs {
+            if let Ok(one) = Msrs::from_entries(std::slice::from_ref(msr)) {
+                // Some that can be read can't be written; the kernel derives those itself.
+                let _ = fd.set_msrs(&one);
+            }
+        }
+        tried("could not set the CPU's pending events", fd.set_vcpu_events(events))
+    }
+
+    /// The state after power-on: CPU 0 at the reset vector, the others waiting for it. Taken from a fresh CPU's state.
+    pub fn power_on(&self, fresh: &CpuState) -> Result<(), KvmError> {
+        let mut state = fresh.clone();
+        state.mp.mp_state = if self.index == 0 { KVM_MP_STATE_RUNNABLE } else { KVM_MP_STATE_UNINITIALIZED };
+        state.msrs.retain(|msr| msr.index != MSR_TSC);
+        self.set_state(&state)
+    }
+
+    fn msrs(&self) -> Result<Vec<kvm_msr_entry>, KvmError> {
+        let mut found = Vec::new();
+        let mut rest: &[u32] = &self.msr_indices;
+        // The kernel stops at the first register it can't read: pass over it.
+        while !rest.is_empty() {
+            let wanted: Vec<_> = rest.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
+            let too_many = |e| KvmError { what: "too many registers", source: io::Error::other(format!("{e:?}")) };
+            let mut msrs = Msrs::from_entries(&wanted).map_err(too_many)?;
+            let count = self.fd.get_msrs(&mut msrs).unwrap_or(0);
+            found.extend(msrs.as_slice().iter().take(count).copied());
+            rest = rest.get(count + 1..).unwrap_or(&[]);
+        }
+        Ok(found)
+    }
+
+    /// The registers that tell where a CPU failed, for a problem's text.
+    pub fn whereabouts(&self) -> String {
+        match (self.fd.get_regs(), self.fd.get_sregs()) {
+            (Ok(r), Ok(s)) => {
+                format!("cs:rip {:#x}:{:#x}, cr0 {:#x}, cr3 {:#x}, efer {:#x}", s.cs.base, r.rip, s.cr0, s.cr3, s.efer)
+            }
+            _ => "at an unknown place".into(),
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Everything that is asked of /dev/kvm, and the hardware contracts that it fulfils for the devices.
+
+mod cpu;
+mod cpuid;
+mod irq;
+mod slots;
+
+use std::io;
+use std::sync::Arc;
+
+pub use cpu::{CpuState, KvmCpu, LongMode, ProtectedMode};
+use irq::Irqs;
+pub use irq::{ChipState, GsiLine};
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Kvm, VmFd};
+use slots::Slots;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::base::GuestMemory;
+use crate::hw::{Doorbells, IrqLine, MemorySlots, MsiRoute, MsiSink, SharedRegion, SlotId};
+
+/// Where KVM keeps the three pages of its real-mode TSS and its identity page table: reserved in every memory map the
+/// guest sees.
+pub const RESERVED_START: u64 = 0xfeff_c000;
+/// See [`RESERVED_START`].
+pub const RESERVED_LEN: u64 = 0x4000;
+
+/// The device file could not be used, or KVM refused something that the machine needs.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct KvmError {
+    /// What was tried.
+    pub what: &'static str,
+    /// Why it failed.
+    #[source]
+    pub source: io::Error,
+}
+
+/// Names what a failed call was for.
+pub(crate) fn tried<T, E: Into<io::Error>>(what: &'static str, result: Result<T, E>) -> Result<T, KvmError> {
+    result.map_err(|e| KvmError { what, source: e.into() })
+}
+
+/// A virtual machine of the kernel's: memory slots, interrupt controllers, CPUs.
+pub struct KvmVm {
+    kvm: Kvm,
+    vm: Arc<VmFd>,
+    slots: Slots,
+    irqs: Arc<Irqs>,
+    /// The slots point into it.
+    memory: GuestMemory,
+}
+
+impl KvmVm {
+    /// A machine with this RAM, PICs, an I/O APIC and a PIT, and no CPUs yet.
+    pub fn new(memory: &GuestMemory) -> Result<KvmVm, KvmError> {
+        let kvm = tried("could not open /dev/kvm", Kvm::new())?;
+        let vm = Arc::new(tried("KVM could not create a virtual machine", kvm.create_vm())?);
+        tried("KVM refused the TSS's place", vm.set_tss_address(RESERVED_START as usize + 0x1000))?;
+        tried("KVM refused the identity map's place", vm.set_identity_map_address(RESERVED_START))?;
+        tried("KVM could not create the interrupt controllers", vm.create_irq_chip())?;
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        tried("KVM could not create the timer", vm.create_pit2(pit))?;
+        let slots = Slots::new(vm.clone());
+        for region in memory.regions() {
+            // SAFETY: the region stays mapped as long as `memory`, of which self keeps a clone.
+            let slot = unsafe { slots.add(region.start.0, region.host, region.len, slots::Kind::Ram) };
+            tried("KVM refused the guest's memory", slot)?;
+        }
+        let irqs = Arc::new(Irqs::new(vm.clone()));
+        tried("KVM refused the interrupt routing", irqs.commit())?;
+        Ok(KvmVm { kvm, vm, slots, irqs, memory: memory.clone() })
+    }
+
+    /// Shows `region` read-only at `address`: firmware. A write exits as MMIO.
+    pub fn map_rom(&self, address: u64, region: &Arc<SharedRegion>) -> Result<(), KvmError> {
+        let len = region.len() as u64;
+        tried("KVM refused the firmware's memory", self.slots.map(address, region, 0, len, slots::Kind::Rom).map(drop))
+    }
+
+    /// Creates CPU `index` of `count`.
+    pub fn create_cpu(&self, index: u32, count: u32) -> Result<KvmCpu, KvmError> {
+        KvmCpu::new(&self.kvm, &self.vm, index, count)
+    }
+
+    /// The most CPUs that this host recommends.
+    pub fn max_cpus(&self) -> usize {
+        self.kvm.get_nr_vcpus()
+    }
+
+    /// An interrupt line.
+    pub fn line(&self, gsi: u32) -> Arc<dyn IrqLine> {
+        Arc::new(GsiLine::new(self.vm.clone(), gsi))
+    }
+
+    /// Whether a doorbell may be written with any size.
+    pub fn has_any_length_doorbells(&self) -> bool {
+        self.vm.check_extension_raw(u64::from(kvm_bindings::KVM_CAP_IOEVENTFD_ANY_LENGTH)) > 0
+    }
+
+    /// The interrupt controllers' and timer's state.
+    pub fn chips(&self) -> Result<ChipState, KvmError> {
+        ChipState::get(&self.vm)
+    }
+
+    /// Sets the interrupt controllers' and timer's state.
+    pub fn set_chips(&self, state: &ChipState) -> Result<(), KvmError> {
+        state.set(&self.vm)
+    }
+
+    /// The RAM the guest sees.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+}
+
+impl Doorbells for KvmVm {
+    fn register(&self, address: u64, bell: &EventFd) -> io::Result<()> {
+        if !self.has_any_length_doorbells() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let address = kvm_ioctls::IoEventAddress::Mmio(address);
+        Ok(self.vm.register_ioevent(bell, &address, kvm_ioctls::NoDatamatch)?)
+    }
+
+    fn unregister(&self, address: u64, bell: &EventFd) -> io::Result<()> {
+        let address = kvm_ioctls::IoEventAddress::Mmio(address);
+        Ok(self.vm.unregister_ioevent(bell, &address, kvm_ioctls::NoDatamatch)?)
+    }
+}
+
+impl MemorySlots for KvmVm {
+    fn map(&self, address: u64, region: &Arc<SharedRegion>, offset: u64, len: u64) -> io::Result<SlotId> {
+        self.slots.map(address, region, offset, len, slots::Kind::Logged)
+    }
+
+    fn unmap(&self, slot: SlotId) -> io::Result<()> {
+        self.slots.remove(slot)
+    }
+
+    fn take_dirty(&self, slot: SlotId) -> io::Result<Vec<u64>> {
+        self.slots.take_dirty(slot)
+    }
+}
+
+impl MsiSink for KvmVm {
+    fn route(&self) -> io::Result<Arc<dyn MsiRoute>> {
+        self.irqs.clone().msi_route()
+    }
+}
