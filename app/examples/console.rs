@@ -175,10 +175,8 @@ impl Guest {
             let mut n = 0u32;
             let start = Instant::now();
             loop {
-                let now = Mode {
-                    width: self.mode.0.load(Ordering::Relaxed),
-                    height: self.mode.1.load(Ordering::Relaxed),
-                };
+                let now =
+                    Mode { width: self.mode.0.load(Ordering::Relaxed), height: self.mode.1.load(Ordering::Relaxed) };
                 let fresh = now != mode;
                 if fresh {
                     mode = now;
@@ -188,7 +186,9 @@ impl Guest {
                 if fresh || rate > 0 && self.running.load(Ordering::Relaxed) {
                     n += 1;
                     let damage = match square {
-                        Some(side) if !fresh => Rect { x: n * 8 % mode.width, y: n * 4 % mode.height, width: side, height: side },
+                        Some(side) if !fresh => {
+                            Rect { x: n * 8 % mode.width, y: n * 4 % mode.height, width: side, height: side }
+                        }
                         _ => Rect::full(mode),
                     };
                     paint(&mut pixels, mode, damage.clip(mode), n);

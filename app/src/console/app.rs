@@ -351,8 +351,7 @@ impl App {
                 None => self.say(Tone::Info, "The guest's screen is off"),
             },
             Action::ToggleScaled => {
-                let other =
-                    if self.model.view == ViewMode::Scaled { ViewMode::OneToOne } else { ViewMode::Scaled };
+                let other = if self.model.view == ViewMode::Scaled { ViewMode::OneToOne } else { ViewMode::Scaled };
                 self.model.view = other;
                 self.offer_soon();
             }
@@ -434,6 +433,9 @@ impl App {
         if begins && !self.was_captured {
             self.was_captured = true;
             self.model.banner = Some(Instant::now() + look::BANNER);
+        }
+        if !capture {
+            self.model.banner = None;
         }
         self.hold_pointer();
         if let Some(window) = &self.window {

@@ -244,10 +244,16 @@ impl ConsoleWindow {
     ///
     /// # Errors
     /// The graphics failed.
-    pub fn draw(&mut self, model: &mut Model, pan: (f64, f64), event_loop: &ActiveEventLoop) -> Result<Vec<Ask>, ViewError> {
+    pub fn draw(
+        &mut self,
+        model: &mut Model,
+        pan: (f64, f64),
+        event_loop: &ActiveEventLoop,
+    ) -> Result<Vec<Ask>, ViewError> {
         let now = Instant::now();
         self.pace.drawn(now);
-        let asks = if std::mem::take(&mut self.overlay_stale) { self.run_overlay(model, now, event_loop) } else { Vec::new() };
+        let asks =
+            if std::mem::take(&mut self.overlay_stale) { self.run_overlay(model, now, event_loop) } else { Vec::new() };
         let picture = self.placement(model, pan);
         let cursor = picture.filter(|_| self.has_guest_cursor()).and_then(|p| {
             let (cursor, image) = (&self.cursor, self.cursor.image.as_ref()?);
@@ -303,7 +309,8 @@ impl ConsoleWindow {
     /// Makes the window as large as a guest's screen of `mode`, as far as the monitor goes.
     pub fn fit(&self, mode: Mode) {
         let monitor = self.window.current_monitor().map(|m| m.size());
-        let (width, height) = first_size(mode, self.window.scale_factor(), self.bars(), monitor.map(|s| (s.width, s.height)));
+        let (width, height) =
+            first_size(mode, self.window.scale_factor(), self.bars(), monitor.map(|s| (s.width, s.height)));
         let _ = self.window.request_inner_size(winit::dpi::PhysicalSize::new(width, height));
     }
 }

@@ -37,11 +37,7 @@ impl Worker {
     ///
     /// # Errors
     /// The host has no more threads.
-    pub fn start(
-        command: Command,
-        type_text: TypeText,
-        waker: Waker,
-    ) -> std::io::Result<(Worker, Receiver<Outcome>)> {
+    pub fn start(command: Command, type_text: TypeText, waker: Waker) -> std::io::Result<(Worker, Receiver<Outcome>)> {
         let (outcomes, out) = mpsc::channel();
         let (commands, jobs) = mpsc::channel::<VmCommand>();
         spawn("console-commands", &outcomes, &waker, move |report| {

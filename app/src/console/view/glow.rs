@@ -97,7 +97,8 @@ impl GlowView {
         let (width, height) = (non_zero(size.width), non_zero(size.height));
         let attributes = SurfaceAttributesBuilder::<WindowSurface>::new().build(handle, width, height);
         // SAFETY: as above.
-        let surface = unsafe { display.create_window_surface(config, &attributes) }.map_err(|e| failed(e.to_string()))?;
+        let surface =
+            unsafe { display.create_window_surface(config, &attributes) }.map_err(|e| failed(e.to_string()))?;
         let context = context.make_current(&surface).map_err(|e| failed(e.to_string()))?;
         // The window paces itself; a driver that insists on waiting only makes it slower.
         let _ = surface.set_swap_interval(&context, SwapInterval::DontWait);
@@ -111,9 +112,8 @@ impl GlowView {
         let painter = Painter::new(gl.clone(), "", None, false).map_err(|e| failed(e.to_string()))?;
         let program = Program::new(&gl, version).map_err(failed)?;
         // SAFETY: the context is current.
-        let (max_side, renderer) = unsafe {
-            (gl.get_parameter_i32(glow::MAX_TEXTURE_SIZE), gl.get_parameter_string(glow::RENDERER))
-        };
+        let (max_side, renderer) =
+            unsafe { (gl.get_parameter_i32(glow::MAX_TEXTURE_SIZE), gl.get_parameter_string(glow::RENDERER)) };
         Ok(GlowView {
             painter,
             program,

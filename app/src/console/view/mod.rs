@@ -137,7 +137,7 @@ fn clip_space((x, y, width, height): WindowRect, window: (u32, u32)) -> [f32; 4]
 }
 
 /// The bytes of `rect` in a picture of `mode`: from its first pixel to its last. `None` if it is not all there.
-fn rows_of<'a>(rect: Rect, mode: Mode, pixels: &'a [u8]) -> Option<&'a [u8]> {
+fn rows_of(rect: Rect, mode: Mode, pixels: &[u8]) -> Option<&[u8]> {
     let stride = mode.width as usize * 4;
     let first = rect.y as usize * stride + rect.x as usize * 4;
     let length = (rect.height as usize).checked_sub(1)? * stride + rect.width as usize * 4;

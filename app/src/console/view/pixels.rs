@@ -179,8 +179,7 @@ impl PixelsView {
         let place = clip_space(rect, self.size);
         let (width, height) = (image.texture.width() as f32, image.texture.height() as f32);
         let scale = rect.2 as f32 / width;
-        let values =
-            [place[0], place[1], place[2], place[3], width, height, scale, if nearest { 1.0 } else { 0.0 }];
+        let values = [place[0], place[1], place[2], place[3], width, height, scale, if nearest { 1.0 } else { 0.0 }];
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         self.pixels.queue().write_buffer(&quad.uniform, 0, &bytes);
     }
@@ -237,10 +236,8 @@ impl FramebufferView for PixelsView {
         if let Some(rect) = scene.cursor {
             self.place(&self.cursor, rect, nearest);
         }
-        let screen = ScreenDescriptor {
-            size_in_pixels: [self.size.0, self.size.1],
-            pixels_per_point: scene.pixels_per_point,
-        };
+        let screen =
+            ScreenDescriptor { size_in_pixels: [self.size.0, self.size.1], pixels_per_point: scene.pixels_per_point };
         let (egui, picture, cursor) = (&mut self.egui, &self.picture, &self.cursor);
         window.pre_present_notify();
         self.pixels
@@ -325,11 +322,7 @@ fn bind_group_layout(device: &wgpu::Device) -> wgpu::BindGroupLayout {
                     multisampled: false,
                 },
             ),
-            entry(
-                2,
-                wgpu::ShaderStages::FRAGMENT,
-                wgpu::BindingType::Sampler(wgpu::SamplerBindingType::Filtering),
-            ),
+            entry(2, wgpu::ShaderStages::FRAGMENT, wgpu::BindingType::Sampler(wgpu::SamplerBindingType::Filtering)),
         ],
     })
 }
