@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use egui::{Align, Frame, Grid, Id, Layout, Margin, Modal, Response, RichText, TextEdit, Ui, vec2};
+use egui::{Align, Frame, Grid, Id, Layout, Margin, Modal, Response, RichText, ScrollArea, TextEdit, Ui, vec2};
 use egui_phosphor::regular as icon;
 
 use super::actions::{Action, CHORDS};
@@ -176,22 +176,26 @@ fn keys(ui: &mut Ui, model: &Model, fresh: bool, asks: &mut Vec<Ask>) {
     ui.section("Keys of this window");
     ui.muted("The host key is Right Ctrl. All other keys go to the guest.");
     ui.add_space(size::GAP);
-    Grid::new("keys").num_columns(2).spacing([size::GAP_PAGE, size::GAP_SMALL]).show(ui, |ui| {
-        let mut line = |keys: &str, text: &str| {
-            ui.label(RichText::new(keys).strong());
-            ui.muted(text);
-            ui.end_row();
-        };
-        line("Host", Action::ToggleCapture.label());
-        line("Left Ctrl+Alt", "Release input");
-        for chord in &CHORDS {
-            let label = match chord.action {
-                Action::SendKeys(_) => format!("Send {}", chord.action.label()),
-                Action::ShowKeys => "This list".into(),
-                action => action.label().to_string(),
+    let room = ui.ctx().content_rect().height() - look::DIALOG_REST;
+    ScrollArea::vertical().max_height(room.max(size::CONTROL)).show(ui, |ui| {
+        ui.set_width(ui.available_width());
+        Grid::new("keys").num_columns(2).spacing([size::GAP_PAGE, size::GAP_SMALL]).show(ui, |ui| {
+            let mut line = |keys: &str, text: &str| {
+                ui.label(RichText::new(keys).strong());
+                ui.muted(text);
+                ui.end_row();
             };
-            line(chord.name, &label);
-        }
+            line("Host", Action::ToggleCapture.label());
+            line("Left Ctrl+Alt", "Release input");
+            for chord in &CHORDS {
+                let label = match chord.action {
+                    Action::SendKeys(_) => format!("Send {}", chord.action.label()),
+                    Action::ShowKeys => "This list".into(),
+                    action => action.label().to_string(),
+                };
+                line(chord.name, &label);
+            }
+        });
     });
     ui.add_space(size::GAP);
     ui.fine_print(&format!("Drawn by {}", model.graphics));

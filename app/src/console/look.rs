@@ -14,6 +14,8 @@ pub const KEYS: f32 = 380.0;
 pub const MENU: f32 = 210.0;
 /// The column of the close dialog's buttons, points.
 pub const CHOICE: f32 = 148.0;
+/// What the keys' list's dialog needs beside the list, points.
+pub const DIALOG_REST: f32 = 230.0;
 /// The smallest window, points.
 pub const WINDOW_MIN: (f64, f64) = (420.0, 260.0);
 /// The guest's part of a fresh window while the guest shows nothing yet, physical pixels at a scale of 1.

@@ -138,10 +138,10 @@ pub fn show(ui: &mut Ui, model: &mut Model, focus_toolbar: bool, now: Instant) -
             status(ui, model);
         });
     }
-    problems(ui, model, &mut pass.asks);
     let area = ui.available_rect_before_wrap();
     pass.area = Some(area);
     veil(ui, area, model, &mut pass);
+    problems(ui, area, model, &mut pass);
     if model.fullscreen && model.toolbar {
         floating_toolbar(ui, model, focus_toolbar, &mut pass);
     }
@@ -381,27 +381,40 @@ fn capital(word: &str) -> String {
 /// The most problems shown one above the other; older ones wait below.
 const PROBLEMS_SHOWN: usize = 3;
 
-fn problems(ui: &mut Ui, model: &Model, asks: &mut Vec<Ask>) {
+/// Problems lie over the picture: a bar that took room would make the guest change its mode.
+fn problems(ui: &Ui, area: Rect, model: &Model, pass: &mut Pass) {
     let t = ui.tokens();
-    for (n, text) in model.problems.iter().enumerate().rev().take(PROBLEMS_SHOWN) {
-        let frame = Frame::new().fill(t.error_surface).inner_margin(Margin::symmetric(12, size::GAP_SMALL as i8));
-        Panel::top(Id::new(("problem", n))).frame(frame).show(ui, |ui| {
-            ui.with_layout(Layout::right_to_left(Align::TOP), |ui| {
-                if ui.icon_button(icon::X, "Dismiss").clicked() {
-                    asks.push(Ask::DismissProblem(n));
-                }
-                ui.with_layout(Layout::left_to_right(Align::TOP), |ui| {
-                    ui.spacing_mut().interact_size.y = size::CONTROL;
-                    ui.horizontal(|ui| ui.label(RichText::new(icon::WARNING_CIRCLE).size(18.0).color(t.error)));
-                    ui.vertical(|ui| {
-                        ui.add_space(6.0);
-                        ui.add(egui::Label::new(text).wrap().selectable(true));
-                        ui.add_space(6.0);
-                    });
-                });
+    if model.problems.is_empty() {
+        return;
+    }
+    let below = if model.fullscreen && model.toolbar { look::TOOLBAR } else { 0.0 };
+    let at = area.left_top() + vec2(0.0, below);
+    let float = Area::new(Id::new("problems")).order(Order::Middle).fixed_pos(at).show(ui.ctx(), |ui| {
+        ui.set_width(area.width());
+        ui.spacing_mut().item_spacing.y = size::LINE;
+        for (n, text) in model.problems.iter().enumerate().rev().take(PROBLEMS_SHOWN) {
+            let frame = Frame::new().fill(t.error_surface).inner_margin(Margin::symmetric(12, size::GAP_SMALL as i8));
+            frame.show(ui, |ui| problem(ui, n, text, &mut pass.asks));
+        }
+    });
+    pass.floats.push(float.response.rect);
+}
+
+fn problem(ui: &mut Ui, n: usize, text: &str, asks: &mut Vec<Ask>) {
+    let color = ui.tokens().error;
+    ui.with_layout(Layout::right_to_left(Align::TOP), |ui| {
+        if ui.icon_button(icon::X, "Dismiss").clicked() {
+            asks.push(Ask::DismissProblem(n));
+        }
+        ui.with_layout(Layout::left_to_right(Align::TOP), |ui| {
+            ui.horizontal(|ui| ui.label(RichText::new(icon::WARNING_CIRCLE).size(18.0).color(color)));
+            ui.vertical(|ui| {
+                ui.add_space(6.0);
+                ui.add(egui::Label::new(text).wrap().selectable(true));
+                ui.add_space(6.0);
             });
         });
-    }
+    });
 }
 
 /// What lies over a picture that does not move, or stands where there is none.
