@@ -10,5 +10,5 @@ echo "typed: $line"
 # The power button is an input device: wait for its first event.
 button=$(sed -n '/Name="Power Button"/,/^$/s/.*\(event[0-9]*\).*/\1/p' /proc/bus/input/devices | head -n 1)
 echo ready-for-power-button
-head -c 24 "/dev/input/$button" > /dev/null
+dd if="/dev/input/$button" of=/dev/null bs=24 count=1 2> /dev/null
 echo pressed
