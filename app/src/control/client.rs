@@ -3,7 +3,7 @@
 use std::io::{self, BufReader, Read};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use super::protocol::{Event, MAX_PNG, Pointer, Reply, Request, State, Stream, VERSION, read_line, write_line};

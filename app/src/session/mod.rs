@@ -150,7 +150,10 @@ impl Session {
         wake: impl Fn() + Send + Sync + 'static,
         events: impl Fn(&VmEvent) + Send + 'static,
     ) -> Result<(Arc<Session>, Streams), BuildError> {
-        let host = |source| BuildError::Host { what: "could not make the machine's ports".into(), source };
+        let host = |source: std::io::Error| BuildError::Host {
+            what: "could not make the machine's ports".into(),
+            source: source.into(),
+        };
         let news = Arc::new(News {
             inner: Mutex::new(NewsInner {
                 listeners: Vec::new(),
