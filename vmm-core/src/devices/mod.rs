@@ -2,4 +2,5 @@
 
 pub mod chipset;
 pub mod legacy;
+pub mod virtio_blk;
 pub mod virtio_rng;
