@@ -83,7 +83,7 @@ impl Stage {
         self.harness.run();
     }
 
-    fn control(&self, label: &str) -> Node<'_> {
+    fn control<'a>(&'a self, label: &'a str) -> Node<'a> {
         let mut found = self.harness.query_all_by_label(label);
         let control = found.find(|node| node.accesskit_node().role() != Role::Label);
         control.unwrap_or_else(|| panic!("there is no control called {label:?}"))
