@@ -2,4 +2,5 @@
 
 pub mod chipset;
 pub mod legacy;
+pub mod vga;
 pub mod virtio_rng;
