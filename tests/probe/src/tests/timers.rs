@@ -14,7 +14,7 @@ const PIC_SLAVE: u16 = 0xa0;
 const RTC_INDEX: u16 = 0x70;
 const RTC_DATA: u16 = 0x71;
 
-/// Waits in the idle gate, so that the interrupt has to wake the CPU, until the vector has been seen `times` more.
+/// Waits idle, so that the interrupt has to wake the CPU, until the vector has been seen `times` more.
 fn sleep_until(vector: u8, before: u32, times: u32) -> bool {
     let start = time::micros();
     loop {
@@ -67,6 +67,8 @@ pub fn pic(_: &Machine, index: usize) -> Outcome {
     if index > 0 || (inb(0x61) == 0xff && inb(PIC_MASTER + 1) == 0xff) {
         return Err(Failure::Absent);
     }
+    // Initialisation unmasks all inputs for a moment, with the vectors of before.
+    lapic::accept_pic(false);
     // Initialisation words: edge, cascade, vectors, wiring, 8086 mode.
     for (port, vector, wiring) in [(PIC_MASTER, VECTOR_PIC, 4), (PIC_SLAVE, VECTOR_PIC + 8, 2)] {
         outb(port, 0x11);
