@@ -150,7 +150,7 @@ impl Session {
         wake: impl Fn() + Send + Sync + 'static,
         events: impl Fn(&VmEvent) + Send + 'static,
     ) -> Result<(Arc<Session>, Streams), BuildError> {
-        let host = |source: std::io::Error| BuildError::Host {
+        let host = |source: io::Error| BuildError::Host {
             what: "could not make the machine's ports".into(),
             source: source.into(),
         };
