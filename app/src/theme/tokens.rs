@@ -156,6 +156,8 @@ pub struct Tokens {
     pub screen: Color32,
     /// On a guest's screen that shows nothing.
     pub on_screen: Color32,
+    /// The sign on a small picture that shows nothing.
+    pub screen_off: Color32,
     /// Over the window, behind a dialog.
     pub backdrop: Color32,
     /// Under menus and dialogs.
@@ -195,6 +197,7 @@ pub static DARK: Tokens = Tokens {
     info_surface: rgb(0x1f2d28),
     screen: rgb(0x0b0c0d),
     on_screen: rgb(0x8d9096),
+    screen_off: rgb(0x4a4d52),
     backdrop: Color32::from_rgba_premultiplied(0, 0, 0, 120),
     shadow: Color32::from_rgba_premultiplied(0, 0, 0, 110),
 };
@@ -228,6 +231,7 @@ pub static LIGHT: Tokens = Tokens {
     info_surface: rgb(0xe6f4ec),
     screen: rgb(0x1b1c1e),
     on_screen: rgb(0xa2a5ab),
+    screen_off: rgb(0x5c5f65),
     backdrop: Color32::from_rgba_premultiplied(0, 0, 0, 90),
     shadow: Color32::from_rgba_premultiplied(0, 0, 0, 36),
 };

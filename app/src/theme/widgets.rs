@@ -102,17 +102,56 @@ pub fn text_edit(text: &mut dyn egui::TextBuffer) -> egui::TextEdit<'_> {
     egui::TextEdit::singleline(text).margin(Margin::symmetric(size::GAP as i8, 6)).vertical_align(Align::Center)
 }
 
-/// The room for a slider and its number in what `ui` has left, less what stands `beside` it; and their look.
-pub fn slider_style(ui: &mut Ui, beside: f32) {
-    let t = ui.tokens();
-    let room = ui.available_width() - size::NUMBER - beside - 2.0 * size::GAP;
-    let spacing = ui.spacing_mut();
-    spacing.slider_width = room.clamp(60.0, size::SLIDER);
-    // The handle's size follows the height.
-    spacing.interact_size = vec2(size::NUMBER, size::SLIDER_HEIGHT);
-    let visuals = ui.visuals_mut();
-    visuals.selection.bg_fill = t.accent;
-    visuals.widgets.inactive.bg_fill = t.button;
+/// An amount: a slider over what makes sense here, and a number that takes anything.
+pub struct Amount<'a> {
+    /// What it is called.
+    pub name: &'a str,
+    /// What the slider reaches.
+    pub range: std::ops::RangeInclusive<f64>,
+    /// One step of the slider.
+    pub step: f64,
+    /// Each part of the slider doubles the value, rather than adding to it.
+    pub logarithmic: bool,
+    /// Writes the number.
+    pub format: fn(f64) -> String,
+    /// Reads it as a person types it.
+    pub parse: fn(&str) -> Option<f64>,
+    /// What stands at its right, points.
+    pub beside: f32,
+}
+
+impl Amount<'_> {
+    /// Draws it, and says whether `value` was changed. `label` is the id of its label.
+    pub fn show(self, ui: &mut Ui, label: Id, value: &mut f64) -> bool {
+        let t = ui.tokens();
+        let before = *value;
+        let enabled = ui.is_enabled();
+        let room = ui.available_width() - size::NUMBER - self.beside - 2.0 * size::GAP;
+        let slider = egui::Slider::new(value, self.range)
+            .logarithmic(self.logarithmic)
+            .step_by(self.step)
+            .clamping(egui::SliderClamping::Never)
+            .show_value(false);
+        let slider = ui.scope(|ui| {
+            let spacing = ui.spacing_mut();
+            spacing.slider_width = room.clamp(60.0, size::SLIDER);
+            // The handle's size follows the height.
+            spacing.interact_size.y = size::SLIDER_HEIGHT;
+            ui.visuals_mut().selection.bg_fill = t.accent;
+            ui.add(slider).labelled_by(label)
+        });
+        let shown = *value;
+        slider.inner.widget_info(|| WidgetInfo::slider(enabled, shown, self.name));
+        ui.spacing_mut().interact_size.x = size::NUMBER;
+        let number = egui::DragValue::new(value)
+            .speed(self.step / 8.0)
+            .custom_formatter(|value, _| (self.format)(value))
+            .custom_parser(self.parse);
+        let number = ui.add(number);
+        let shown = *value;
+        number.widget_info(|| WidgetInfo::slider(enabled, shown, format!("{}, as a number", self.name)));
+        *value != before
+    }
 }
 
 /// Gives a response the name that a screen reader says and a test finds.
@@ -216,6 +255,10 @@ impl UiExt for Ui {
         let t = self.tokens();
         let corners = CornerRadius::same(radius);
         self.painter().rect_filled(rect, corners, t.screen);
+        if texture.is_none() {
+            let font = icon_font(rect.height() * 0.5);
+            self.painter().text(rect.center(), egui::Align2::CENTER_CENTER, icon::MONITOR, font, t.screen_off);
+        }
         if let Some(texture) = texture {
             let own = texture.size_vec2();
             let scale = (rect.width() / own.x.max(1.0)).min(rect.height() / own.y.max(1.0));
@@ -232,9 +275,11 @@ impl UiExt for Ui {
         response.widget_info(|| WidgetInfo::labeled(WidgetType::ProgressIndicator, true, label));
         let corners = CornerRadius::same(size::METER as u8 / 2);
         self.painter().rect_filled(rect, corners, t.border);
-        let mut full = rect;
-        full.set_width((rect.width() * used.clamp(0.0, 1.0)).max(size::METER));
-        self.painter().rect_filled(full, corners, t.accent);
+        if used > 0.0 {
+            let mut full = rect;
+            full.set_width((rect.width() * used.min(1.0)).max(size::METER));
+            self.painter().rect_filled(full, corners, t.accent);
+        }
     }
 
     fn tab(&mut self, selected: bool, label: &str) -> Response {
@@ -295,6 +340,7 @@ impl UiExt for Ui {
     fn state_sign(&mut self, shape: Shape, color: Color32, word: &str) -> Response {
         self.horizontal(|ui| {
             ui.spacing_mut().item_spacing.x = 6.0;
+            ui.spacing_mut().interact_size.y = size::TEXT;
             let (rect, _) = ui.allocate_exact_size(vec2(12.0, 12.0), Sense::hover());
             shape.paint(ui.painter(), rect, color, ui.input(|i| i.time));
             if shape == Shape::Spinner {

@@ -118,7 +118,7 @@ fn row(ui: &mut Ui, view: &View<'_>, machine: &Machine, selected: bool) -> Respo
     let mut words = inner;
     words.min.x = picture.right() + 10.0;
     let mut ui_words = ui.new_child(UiBuilder::new().max_rect(words));
-    ui_words.spacing_mut().item_spacing.y = 2.0;
+    ui_words.spacing_mut().item_spacing.y = size::GAP_SMALL;
     if selected {
         ui_words.strong_text(&machine.name);
     } else {

@@ -76,6 +76,8 @@ fn header(ui: &mut Ui, view: &mut View<'_>, machine: &Machine) {
     ui.add_space(size::GAP_SMALL);
     ui.horizontal(|ui| {
         ui.spacing_mut().item_spacing.x = size::GAP_SMALL;
+        // The words of the first tab stand below the name, not the room around them.
+        ui.add_space(-size::GAP);
         for tab in Tab::ALL {
             let response = ui.tab(view.state.tab == tab, tab.label());
             if response.clicked() {
