@@ -376,7 +376,8 @@ fn a_host_that_cannot_run_machines_says_why_and_how_to_mend_it() {
     assert!(stage.shows("Virtualization (KVM)") && stage.shows("sudo usermod -aG kvm $USER"));
     stage.click("Copy the command");
     let commands = &stage.harness.output().platform_output.commands;
-    let copied = commands.iter().any(|c| matches!(c, egui::OutputCommand::CopyText(t) if t.starts_with("sudo usermod")));
+    let copied =
+        commands.iter().any(|c| matches!(c, egui::OutputCommand::CopyText(t) if t.starts_with("sudo usermod")));
     // The harness runs until nothing changes: the copy was in an earlier of these frames.
     assert!(copied || commands.is_empty());
     stage.click("Check this host");
