@@ -14,7 +14,9 @@ use crate::base::{Component, Executor, GuestMemory, WorkerThread};
 use crate::boot::linux::Entry;
 use crate::config::VmConfig;
 use crate::devices::chipset::{HostBridge, Lpc, Pirq};
-use crate::devices::legacy::{CmosSizes, DebugCon, FwCfg, HostClock, PmBlock, Port92, ResetControl, Rtc, Serial};
+use crate::devices::legacy::{
+    CmosSizes, DebugCon, FwCfg, HostClock, I8042, I8042_PORTS, PmBlock, Port92, ResetControl, Rtc, Serial,
+};
 use crate::devices::virtio_rng::Rng;
 use crate::hw::{Bus, BusDevice, ProblemSink};
 use crate::kvm::{KvmCpu, KvmError, KvmVm};
@@ -68,6 +70,8 @@ impl Machine {
         let sizes = CmosSizes { low_ram: memory.low_top(), high_ram: memory.high_size(), cpus: config.cpus as u16 };
         let rtc = Arc::new(host(timers, Rtc::new(sizes, Arc::new(HostClock), kvm.line(8), io.clone()))?);
         let serial = Arc::new(Serial::new("com1", ports.serial, kvm.line(4), io.clone()));
+        let keyboard = I8042::new(ports.keyboard, ports.pointer, kvm.line(1), kvm.line(12), io.clone());
+        let keyboard = Arc::new(host(timers, keyboard)?);
         let reset = Arc::new(ResetControl::new(root.config_ports()));
         let port_92 = Arc::new(Port92::default());
         let bridge = Arc::new(HostBridge::new(buses.memory.clone(), root.ecam()));
@@ -77,7 +81,8 @@ impl Machine {
         let items =
             items.map_err(|e| BuildError::Host { what: "could not describe the machine".into(), source: e.into() })?;
         let fw_cfg = Arc::new(FwCfg::new(memory.clone(), items, maker.problems.clone()));
-        let fixed: [(u64, u64, Arc<dyn BusDevice>); 6] = [
+        let fixed: [(u64, u64, Arc<dyn BusDevice>); 7] = [
+            (0x60, I8042_PORTS, keyboard.clone()),
             (0x70, 2, rtc.clone()),
             (0x92, 1, port_92.clone()),
             (0x3f8, 8, serial.clone()),
@@ -91,7 +96,8 @@ impl Machine {
         }
         root.add(PciAddress::new(0, 0), bridge.clone());
         root.add(PciAddress::new(slot::CHIPSET, 0), lpc.clone());
-        let chipset: [Arc<dyn Component>; 8] = [bridge, lpc, power.clone(), rtc, serial, reset, port_92, fw_cfg];
+        let chipset: [Arc<dyn Component>; 9] =
+            [bridge, lpc, power.clone(), rtc, serial, keyboard, reset, port_92, fw_cfg];
         maker.components.extend(chipset);
 
         // The devices behind PCI.
