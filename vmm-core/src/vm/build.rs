@@ -16,7 +16,7 @@ use crate::boot::linux::Entry;
 use crate::config::{Cache, VmConfig};
 use crate::devices::chipset::{HostBridge, Lpc, Pirq};
 use crate::devices::legacy::{
-    CmosSizes, DebugCon, FwCfg, HostClock, I8042, PmBlock, Port92, ResetControl, Rtc, Serial,
+    CmosSizes, DebugCon, FwCfg, HostClock, I8042, I8042_PORTS, PmBlock, Port92, ResetControl, Rtc, Serial,
 };
 use crate::devices::virtio_blk::Blk;
 use crate::devices::virtio_rng::Rng;
@@ -86,7 +86,7 @@ impl Machine {
             items.map_err(|e| BuildError::Host { what: "could not describe the machine".into(), source: e.into() })?;
         let fw_cfg = Arc::new(FwCfg::new(memory.clone(), items, maker.problems.clone()));
         let fixed: [(u64, u64, Arc<dyn BusDevice>); 7] = [
-            (0x60, 5, i8042.clone()),
+            (0x60, I8042_PORTS, i8042.clone()),
             (0x70, 2, rtc.clone()),
             (0x92, 1, port_92.clone()),
             (0x3f8, 8, serial.clone()),
