@@ -4,4 +4,5 @@ pub mod chipset;
 pub mod legacy;
 pub mod vga;
 pub mod virtio_blk;
+pub mod virtio_gpu;
 pub mod virtio_rng;
