@@ -5,4 +5,5 @@ pub mod legacy;
 pub mod vga;
 pub mod virtio_blk;
 pub mod virtio_gpu;
+pub mod virtio_input;
 pub mod virtio_rng;
