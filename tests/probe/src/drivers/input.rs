@@ -105,8 +105,11 @@ impl Input {
         use core::fmt::Write as _;
         let mut name = Text::new();
         for index in 0..self.query(select::NAME, 0)? {
-            // Text never fails; a name that is too long is cut.
-            let _ = name.write_char(char::from(self.byte(index)?));
+            let byte = self.byte(index)?;
+            if (0x20..0x7f).contains(&byte) {
+                // Text never fails; a name that is too long is cut.
+                let _ = name.write_char(char::from(byte));
+            }
         }
         Ok(name)
     }

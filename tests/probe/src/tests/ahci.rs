@@ -208,6 +208,9 @@ pub fn disk(machine: &Machine, index: usize) -> Outcome {
         Ok(())
     };
     run(ata::READ_DMA_EXT, saved, Direction::In)?;
+    if !machine.may_write() {
+        return Ok(text!("port {}, '{}', {sectors} sectors, read", port.number, ata_string(&identity, 27, 20)));
+    }
     super::blk::XorShift::new(99).fill(&out);
     let result = run(ata::WRITE_DMA_EXT, out, Direction::Out).and_then(|()| run(ata::READ_DMA_EXT, back, Direction::In));
     run(ata::WRITE_DMA_EXT, saved, Direction::Out)?;

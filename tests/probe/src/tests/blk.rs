@@ -33,7 +33,7 @@ pub fn test(machine: &Machine, index: usize) -> Outcome {
         limits(&mut disk)?;
         if disk.read_only() {
             refuses_writes(&mut disk)?;
-        } else {
+        } else if machine.may_write() {
             on_scratch(machine, &mut disk, &mut details, extra == 0)?;
         }
         let seen = trap::count(disk.queue.vector).wrapping_sub(interrupts);
