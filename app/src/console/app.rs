@@ -75,6 +75,8 @@ pub struct App {
     /// Where the host's pointer is, if it is in the window.
     at: Option<(f64, f64)>,
     over_guest: bool,
+    /// The next turn of the wheel is the release of a wheel button, see [`App::device_event`].
+    wheel_released: bool,
     pan: (f64, f64),
     offered: Option<(u32, u32)>,
     offer_at: Option<Instant>,
@@ -110,6 +112,7 @@ impl App {
             banner: None,
             dialog: None,
             can_keep_running: options.can_keep_running,
+            graphics: String::new(),
         };
         Ok(App {
             options,
@@ -130,6 +133,7 @@ impl App {
             hold: None,
             at: None,
             over_guest: false,
+            wheel_released: false,
             pan: (0.0, 0.0),
             offered: None,
             offer_at: None,
@@ -147,7 +151,7 @@ impl App {
 
     /// Opens the window with the renderer asked for, or the one that suits the host and then the other.
     fn open(&mut self, event_loop: &ActiveEventLoop, preferred: Option<Renderer>) {
-        let first = preferred.or(self.forced).unwrap_or_else(view::suitable);
+        let first = preferred.or(self.forced).unwrap_or_else(|| view::suitable(event_loop));
         let mut tries = vec![first];
         if self.forced.is_none() && first == Renderer::Pixels {
             tries.push(Renderer::Glow);
@@ -157,6 +161,7 @@ impl App {
         for renderer in tries {
             match ConsoleWindow::open(event_loop, renderer, &self.options, mode, self.waker.proxy.clone()) {
                 Ok(window) => {
+                    self.model.graphics = window.description();
                     self.window = Some(window);
                     self.offer_soon();
                     return;
@@ -432,6 +437,9 @@ impl App {
             self.was_captured = true;
             self.model.banner = Some(Instant::now() + look::BANNER);
         }
+        if !capture {
+            self.model.banner = None;
+        }
         self.hold_pointer();
         if let Some(window) = &self.window {
             self.grab.set(&window.window, capture);
@@ -597,6 +605,9 @@ impl App {
     }
 
     fn wheel(&mut self, delta: MouseScrollDelta, event: &WindowEvent) {
+        if std::mem::take(&mut self.wheel_released) {
+            return;
+        }
         if !self.over_guest && self.hold.is_none() {
             if let Some(window) = &mut self.window {
                 window.feed(event);
@@ -778,8 +789,14 @@ impl ApplicationHandler<Wakeup> for App {
     }
 
     fn device_event(&mut self, _event_loop: &ActiveEventLoop, _id: DeviceId, event: DeviceEvent) {
-        if let (DeviceEvent::MouseMotion { delta }, Some(Hold::Locked)) = (event, &self.hold) {
-            self.captured_motion(delta.0, delta.1);
+        match event {
+            DeviceEvent::MouseMotion { delta } if matches!(self.hold, Some(Hold::Locked)) => {
+                self.captured_motion(delta.0, delta.1);
+            }
+            // Under X11 a wheel that is buttons (VNC, XTEST) turns at its press and again at its release; only then does
+            // winit tell the button too, and before the turn.
+            DeviceEvent::Button { button: 4..=7, state } => self.wheel_released = state == ElementState::Released,
+            _ => {}
         }
     }
 

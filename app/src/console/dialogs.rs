@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use egui::{Align, Grid, Id, Layout, Modal, Response, TextEdit, Ui};
+use egui::{Align, Frame, Grid, Id, Layout, Margin, Modal, Response, RichText, ScrollArea, TextEdit, Ui, vec2};
 use egui_phosphor::regular as icon;
 
 use super::actions::{Action, CHORDS};
@@ -73,8 +73,10 @@ impl Dialog {
         let before = asks.len();
         let width = if matches!(self.kind, Kind::Keys) { look::KEYS } else { size::DIALOG };
         let room = ui.ctx().content_rect().width() - 2.0 * size::GAP_PAGE;
-        let modal = Modal::new(Id::new("dialog")).backdrop_color(ui.tokens().backdrop).show(ui.ctx(), |ui| {
-            ui.set_width(width.min(room));
+        let frame = Frame::window(ui.style()).inner_margin(Margin::same(size::GAP_PAGE as i8));
+        let modal = Modal::new(Id::new("dialog")).frame(frame).backdrop_color(ui.tokens().backdrop);
+        let modal = modal.show(ui.ctx(), |ui| {
+            ui.set_width(width.min(room - 2.0 * size::GAP_PAGE));
             match &mut self.kind {
                 Kind::Close => close(ui, model, fresh, asks),
                 Kind::PowerOff => confirm(
@@ -93,7 +95,7 @@ impl Dialog {
                     (icon::ARROW_CLOCKWISE, "Reset", Action::Reset),
                     asks,
                 ),
-                Kind::Keys => keys(ui, fresh, asks),
+                Kind::Keys => keys(ui, model, fresh, asks),
                 Kind::Medium { drive, path } => medium(ui, fresh, *drive, path, asks),
             }
         });
@@ -106,7 +108,8 @@ impl Dialog {
 /// Buttons at the lower right, added from the right.
 fn buttons(ui: &mut Ui, add: impl FnOnce(&mut Ui)) {
     ui.add_space(size::GAP_LARGE);
-    ui.with_layout(Layout::right_to_left(Align::Center), add);
+    let row = vec2(ui.available_width(), size::CONTROL);
+    ui.allocate_ui_with_layout(row, Layout::right_to_left(Align::Center), add);
 }
 
 fn focus_if(fresh: bool, response: Response) -> Response {
@@ -118,27 +121,20 @@ fn focus_if(fresh: bool, response: Response) -> Response {
 
 fn close(ui: &mut Ui, model: &Model, fresh: bool, asks: &mut Vec<Ask>) {
     ui.section(&format!("“{}” is {}", model.title, model.state.word()));
-    ui.muted("What shall become of it when its window closes?");
+    ui.muted("What should happen when its window closes?");
     ui.add_space(size::GAP);
     let mut choice = |ui: &mut Ui, tone, sign: &str, label: &str, text: &str, action| {
-        let response = ui
-            .horizontal(|ui| {
-                let response = ui
-                    .scope(|ui| {
-                        ui.set_min_width(148.0);
-                        ui.tool_button(tone, sign, label, None)
-                    })
-                    .inner;
-                let gap = 148.0 - response.rect.width();
-                ui.add_space(gap.max(0.0));
-                ui.fine_print(text);
-                response
-            })
-            .inner;
-        if response.clicked() {
+        let row = ui.horizontal(|ui| {
+            let left = ui.cursor().left();
+            let response = ui.tool_button(tone, sign, label, None);
+            ui.add_space((left + look::CHOICE - response.rect.right()).max(0.0));
+            ui.with_layout(Layout::top_down(Align::Min), |ui| ui.muted(text));
+            response
+        });
+        if row.inner.clicked() {
             asks.push(Ask::Do(action));
         }
-        response
+        row.inner
     };
     let text = "Asks the guest to shut down. The window closes when it has.";
     let first = choice(ui, Tone::Good, icon::POWER, "Shut down", text, Action::ShutDown);
@@ -176,27 +172,33 @@ fn confirm(
     });
 }
 
-fn keys(ui: &mut Ui, fresh: bool, asks: &mut Vec<Ask>) {
+fn keys(ui: &mut Ui, model: &Model, fresh: bool, asks: &mut Vec<Ask>) {
     ui.section("Keys of this window");
     ui.muted("The host key is Right Ctrl. All other keys go to the guest.");
     ui.add_space(size::GAP);
-    Grid::new("keys").num_columns(2).spacing([size::GAP_PAGE, size::GAP_SMALL]).show(ui, |ui| {
-        let mut line = |keys: &str, text: &str| {
-            ui.strong_text(keys);
-            ui.label(text);
-            ui.end_row();
-        };
-        line("Host", Action::ToggleCapture.label());
-        line("Left Ctrl+Alt", "Release input");
-        for chord in &CHORDS {
-            let label = match chord.action {
-                Action::SendKeys(_) => format!("Send {}", chord.action.label()),
-                Action::ShowKeys => "This list".into(),
-                action => action.label().to_string(),
+    let room = ui.ctx().content_rect().height() - look::DIALOG_REST;
+    ScrollArea::vertical().max_height(room.max(size::CONTROL)).show(ui, |ui| {
+        ui.set_width(ui.available_width());
+        Grid::new("keys").num_columns(2).spacing([size::GAP_PAGE, size::GAP_SMALL]).show(ui, |ui| {
+            let mut line = |keys: &str, text: &str| {
+                ui.label(RichText::new(keys).strong());
+                ui.muted(text);
+                ui.end_row();
             };
-            line(chord.name, &label);
-        }
+            line("Host", Action::ToggleCapture.label());
+            line("Left Ctrl+Alt", "Release input");
+            for chord in &CHORDS {
+                let label = match chord.action {
+                    Action::SendKeys(_) => format!("Send {}", chord.action.label()),
+                    Action::ShowKeys => "This list".into(),
+                    action => action.label().to_string(),
+                };
+                line(chord.name, &label);
+            }
+        });
     });
+    ui.add_space(size::GAP);
+    ui.fine_print(&format!("Drawn by {}", model.graphics));
     buttons(ui, |ui| {
         if focus_if(fresh, ui.tool_button(Tone::Info, "", "Close", None)).clicked() {
             asks.push(Ask::CloseDialog);

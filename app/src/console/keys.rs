@@ -8,8 +8,6 @@ use vmm_core::backend::input::{InputEvent, ev};
 
 /// The evdev codes that the window itself knows.
 pub mod key {
-    /// Escape.
-    pub const ESC: u16 = 1;
     /// Backspace.
     pub const BACKSPACE: u16 = 14;
     /// Tab.

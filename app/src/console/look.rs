@@ -10,6 +10,12 @@ pub const STATUS: f32 = 26.0;
 pub const WIDE: f32 = 780.0;
 /// The keys' list's width, points.
 pub const KEYS: f32 = 380.0;
+/// The width of a menu's lines, points.
+pub const MENU: f32 = 210.0;
+/// The column of the close dialog's buttons, points.
+pub const CHOICE: f32 = 148.0;
+/// What the keys' list's dialog needs beside the list, points.
+pub const DIALOG_REST: f32 = 230.0;
 /// The smallest window, points.
 pub const WINDOW_MIN: (f64, f64) = (420.0, 260.0);
 /// The guest's part of a fresh window while the guest shows nothing yet, physical pixels at a scale of 1.

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use egui::containers::menu::SubMenuButton;
 use egui::{Align, Align2, Area, Button, Frame, Id, Layout, Margin, Order, Panel, Popup, Rect, RichText, Ui};
 use egui::{WidgetInfo, WidgetType, pos2, vec2};
 use egui_phosphor::regular as icon;
@@ -103,6 +104,8 @@ pub struct Model {
     pub dialog: Option<Dialog>,
     /// The machine can go on without a window.
     pub can_keep_running: bool,
+    /// What draws the window, as the graphics call it.
+    pub graphics: String,
 }
 
 impl Model {
@@ -135,10 +138,10 @@ pub fn show(ui: &mut Ui, model: &mut Model, focus_toolbar: bool, now: Instant) -
             status(ui, model);
         });
     }
-    problems(ui, model, &mut pass.asks);
     let area = ui.available_rect_before_wrap();
     pass.area = Some(area);
     veil(ui, area, model, &mut pass);
+    problems(ui, area, model, &mut pass);
     if model.fullscreen && model.toolbar {
         floating_toolbar(ui, model, focus_toolbar, &mut pass);
     }
@@ -225,7 +228,7 @@ fn menu(ui: &mut Ui, compact: bool, enabled: bool, sign: &str, word: &str, items
     let response = response.inner;
     response.widget_info(|| WidgetInfo::labeled(WidgetType::Button, enabled, format!("{word} menu")));
     Popup::menu(&response).show(|ui| {
-        ui.spacing_mut().item_spacing.y = size::GAP_SMALL;
+        ui.spacing_mut().item_spacing.y = 0.0;
         items(ui);
     });
     if compact && !Popup::is_any_open(ui.ctx()) {
@@ -241,7 +244,8 @@ fn item(ui: &mut Ui, action: Action, label: &str, asks: &mut Vec<Ask>) {
 }
 
 fn menu_line(ui: &mut Ui, enabled: bool, sign: &str, label: &str, chord: Option<&str>) -> egui::Response {
-    let mut button = Button::new((sign, label)).frame_when_inactive(false).min_size(vec2(0.0, size::CONTROL));
+    let button = if sign.is_empty() { Button::new(label) } else { Button::new((sign, label)) };
+    let mut button = button.frame_when_inactive(false).min_size(vec2(look::MENU, size::CONTROL));
     if let Some(chord) = chord {
         button = button.shortcut_text(chord);
     }
@@ -267,7 +271,11 @@ fn keys_menu(ui: &mut Ui, asks: &mut Vec<Ask>) {
     for n in 0..CTRL_ALT_F1 {
         line(ui, n, asks);
     }
-    ui.menu_button("Ctrl+Alt+F1 to F12", |ui| {
+    ui.separator();
+    let submenu = Button::new("Ctrl+Alt+F1 to F12").frame_when_inactive(false).right_text(icon::CARET_RIGHT);
+    let submenu = submenu.min_size(vec2(look::MENU, size::CONTROL));
+    SubMenuButton::from_button(submenu).ui(ui, |ui| {
+        ui.spacing_mut().item_spacing.y = 0.0;
         for n in CTRL_ALT_F1..COMBINATIONS.len() {
             line(ui, n, asks);
         }
@@ -283,7 +291,10 @@ fn drives_menu(ui: &mut Ui, model: &Model, asks: &mut Vec<Ask>) {
         }
         let name = medium.as_ref().map_or("Empty".into(), |path| file_name(path));
         let name = if model.drives.len() > 1 { format!("CD {}: {name}", n + 1) } else { name };
-        ui.muted(&name);
+        ui.horizontal(|ui| {
+            ui.add_space(size::GAP_SMALL);
+            ui.add(egui::Label::new(RichText::new(name).color(ui.tokens().text_muted)).truncate());
+        });
         item(ui, Action::ChooseMedium(n), "Insert disc image…", asks);
         let eject = menu_line(ui, medium.is_some(), icon::EJECT, "Eject", None);
         if eject.clicked() {
@@ -292,8 +303,11 @@ fn drives_menu(ui: &mut Ui, model: &Model, asks: &mut Vec<Ask>) {
     }
 }
 
+/// As wide as a tick (figure spaces).
+const NO_TICK: &str = "\u{2007}\u{2007}";
+
 fn view_menu(ui: &mut Ui, model: &Model, asks: &mut Vec<Ask>) {
-    let tick = |on: bool| if on { icon::CHECK } else { "  " };
+    let tick = |on: bool| if on { icon::CHECK } else { NO_TICK };
     let scaled = model.view == ViewMode::Scaled;
     let chord = Action::ToggleScaled.chord();
     if menu_line(ui, true, tick(scaled), "Scaled", chord).clicked() && !scaled {
@@ -307,7 +321,7 @@ fn view_menu(ui: &mut Ui, model: &Model, asks: &mut Vec<Ask>) {
         asks.push(Ask::Do(Action::ToggleFollow));
     }
     let fits = model.mode.is_some() && !model.fullscreen;
-    if menu_line(ui, fits, "  ", Action::FitWindow.label(), None).clicked() {
+    if menu_line(ui, fits, NO_TICK, Action::FitWindow.label(), None).clicked() {
         asks.push(Ask::Do(Action::FitWindow));
     }
     ui.separator();
@@ -320,6 +334,8 @@ fn file_name(path: &std::path::Path) -> String {
 
 fn status(ui: &mut Ui, model: &Model) {
     let t = ui.tokens();
+    // Nothing here is a control, so nothing needs a control's height.
+    ui.spacing_mut().interact_size.y = ui.available_height();
     ui.horizontal_centered(|ui| {
         ui.style_mut().override_text_style = Some(egui::TextStyle::Small);
         ui.spacing_mut().item_spacing.x = size::GAP_LARGE;
@@ -365,27 +381,40 @@ fn capital(word: &str) -> String {
 /// The most problems shown one above the other; older ones wait below.
 const PROBLEMS_SHOWN: usize = 3;
 
-fn problems(ui: &mut Ui, model: &Model, asks: &mut Vec<Ask>) {
+/// Problems lie over the picture: a bar that took room would make the guest change its mode.
+fn problems(ui: &Ui, area: Rect, model: &Model, pass: &mut Pass) {
     let t = ui.tokens();
-    for (n, text) in model.problems.iter().enumerate().rev().take(PROBLEMS_SHOWN) {
-        let frame = Frame::new().fill(t.error_surface).inner_margin(Margin::symmetric(12, size::GAP_SMALL as i8));
-        Panel::top(Id::new(("problem", n))).frame(frame).show(ui, |ui| {
-            ui.with_layout(Layout::right_to_left(Align::TOP), |ui| {
-                if ui.icon_button(icon::X, "Dismiss").clicked() {
-                    asks.push(Ask::DismissProblem(n));
-                }
-                ui.with_layout(Layout::left_to_right(Align::TOP), |ui| {
-                    ui.spacing_mut().interact_size.y = size::CONTROL;
-                    ui.horizontal(|ui| ui.label(RichText::new(icon::WARNING_CIRCLE).size(18.0).color(t.error)));
-                    ui.vertical(|ui| {
-                        ui.add_space(6.0);
-                        ui.add(egui::Label::new(text).wrap().selectable(true));
-                        ui.add_space(6.0);
-                    });
-                });
+    if model.problems.is_empty() {
+        return;
+    }
+    let below = if model.fullscreen && model.toolbar { look::TOOLBAR } else { 0.0 };
+    let at = area.left_top() + vec2(0.0, below);
+    let float = Area::new(Id::new("problems")).order(Order::Middle).fixed_pos(at).show(ui.ctx(), |ui| {
+        ui.set_width(area.width());
+        ui.spacing_mut().item_spacing.y = size::LINE;
+        for (n, text) in model.problems.iter().enumerate().rev().take(PROBLEMS_SHOWN) {
+            let frame = Frame::new().fill(t.error_surface).inner_margin(Margin::symmetric(12, size::GAP_SMALL as i8));
+            frame.show(ui, |ui| problem(ui, n, text, &mut pass.asks));
+        }
+    });
+    pass.floats.push(float.response.rect);
+}
+
+fn problem(ui: &mut Ui, n: usize, text: &str, asks: &mut Vec<Ask>) {
+    let color = ui.tokens().error;
+    ui.with_layout(Layout::right_to_left(Align::TOP), |ui| {
+        if ui.icon_button(icon::X, "Dismiss").clicked() {
+            asks.push(Ask::DismissProblem(n));
+        }
+        ui.with_layout(Layout::left_to_right(Align::TOP), |ui| {
+            ui.horizontal(|ui| ui.label(RichText::new(icon::WARNING_CIRCLE).size(18.0).color(color)));
+            ui.vertical(|ui| {
+                ui.add_space(6.0);
+                ui.add(egui::Label::new(text).wrap().selectable(true));
+                ui.add_space(6.0);
             });
         });
-    }
+    });
 }
 
 /// What lies over a picture that does not move, or stands where there is none.
@@ -458,7 +487,8 @@ fn messages(ui: &Ui, area: Rect, model: &Model, now: Instant) {
         });
     };
     if let Some(until) = model.banner {
-        let at = area.center_top() + vec2(0.0, size::GAP_LARGE);
+        let below = if model.fullscreen && model.toolbar { look::TOOLBAR } else { 0.0 };
+        let at = area.center_top() + vec2(0.0, below + size::GAP_LARGE);
         let text = "Press Right Ctrl to release keyboard and pointer";
         chip("banner", at, Align2::CENTER_TOP, icon::MOUSE, t.accent_text, text);
         ui.ctx().request_repaint_after(until.saturating_duration_since(now));

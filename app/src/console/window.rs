@@ -112,7 +112,7 @@ impl ConsoleWindow {
         Ok(this)
     }
 
-    /// What draws, for the log.
+    /// What draws, as the graphics call it.
     pub fn description(&self) -> String {
         self.view.description()
     }

@@ -2,9 +2,10 @@
 
 use crate::boot::{Handover, Words};
 use crate::memory::{Map, Range};
-use crate::pci::Bus;
+use crate::drivers::pci::Bus;
 use crate::time::Reference;
-use crate::{dma, fw_cfg, lapic, time};
+use crate::drivers::{fw_cfg, lapic};
+use crate::{dma, time};
 
 /// The machine.
 pub struct Machine {

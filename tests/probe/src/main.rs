@@ -6,26 +6,23 @@
 #![no_std]
 #![no_main]
 
+mod acpi;
+mod bench;
 mod boot;
 mod cpu;
+mod crc;
+mod demo;
+mod dma;
+mod drivers;
+mod machine;
 mod memory;
-mod pci;
+mod power;
 mod report;
-mod serial;
+mod smp;
+mod tests;
 mod text;
 mod time;
 mod trap;
-mod tests;
-mod bench;
-mod virtio;
-mod fw_cfg;
-mod acpi;
-mod machine;
-mod dma;
-mod lapic;
-mod power;
-mod smp;
-mod demo;
 
 use machine::Machine;
 

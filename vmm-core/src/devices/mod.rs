@@ -2,4 +2,6 @@
 
 pub mod chipset;
 pub mod legacy;
+pub mod vga;
+pub mod virtio_blk;
 pub mod virtio_rng;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use egui::{ClippedPrimitive, TexturesDelta};
 use vmm_core::backend::display::{CursorImage, Mode, Rect};
 use winit::event_loop::ActiveEventLoop;
+use winit::platform::wayland::ActiveEventLoopExtWayland;
 use winit::window::{Window, WindowAttributes};
 
 use super::Renderer;
@@ -101,9 +102,10 @@ pub trait FramebufferView {
     fn description(&self) -> String;
 }
 
-/// Which renderer suits this host: pixels where Vulkan runs on a real graphics card, glow elsewhere.
-pub fn suitable() -> Renderer {
-    if pixels::has_hardware() { Renderer::Pixels } else { Renderer::Glow }
+/// Which renderer suits this host: pixels where Vulkan runs on a real graphics card and the window's size is the
+/// window's own (Wayland), glow elsewhere.
+pub fn suitable(event_loop: &ActiveEventLoop) -> Renderer {
+    if event_loop.is_wayland() && pixels::has_hardware() { Renderer::Pixels } else { Renderer::Glow }
 }
 
 /// Opens a window (as `attributes` say) with what draws in it.
@@ -137,7 +139,7 @@ fn clip_space((x, y, width, height): WindowRect, window: (u32, u32)) -> [f32; 4]
 }
 
 /// The bytes of `rect` in a picture of `mode`: from its first pixel to its last. `None` if it is not all there.
-fn rows_of<'a>(rect: Rect, mode: Mode, pixels: &'a [u8]) -> Option<&'a [u8]> {
+fn rows_of(rect: Rect, mode: Mode, pixels: &[u8]) -> Option<&[u8]> {
     let stride = mode.width as usize * 4;
     let first = rect.y as usize * stride + rect.x as usize * 4;
     let length = (rect.height as usize).checked_sub(1)? * stride + rect.width as usize * 4;

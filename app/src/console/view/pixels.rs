@@ -3,6 +3,10 @@
 //! pixels owns the surface, the device and the presentation. Its own picture buffer is a single pixel, because it
 //! uploads all of it at every drawing; the guest's picture is a texture of ours on the same device, written where it
 //! changed, and drawn in pixels' `render_with` with our own transform, before egui.
+//!
+//! `render_with` tries again without end while the surface is out of date, with the size it was last told. Under Wayland
+//! a window's size is its own to change, so that ends. Under X11 the window manager changes it at any time: there this
+//! renderer is used only when it is forced, and asks for the size before each drawing, which leaves a small gap.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -229,6 +233,10 @@ impl FramebufferView for PixelsView {
 
     fn draw(&mut self, window: &Window, scene: &Scene<'_>) -> Result<(), ViewError> {
         let nearest = scene.picture.as_ref().is_some_and(is_nearest);
+        let size = window.inner_size();
+        if (size.width.max(1), size.height.max(1)) != self.size {
+            self.resize(size.width, size.height);
+        }
         if let Some(placement) = &scene.picture {
             let rect = (placement.x, placement.y, placement.width, placement.height);
             self.place(&self.picture, rect, nearest);

@@ -46,6 +46,11 @@ impl Timer {
         self.0.as_raw_fd()
     }
 
+    /// Whether it has yet to expire.
+    pub(super) fn is_armed(&mut self) -> bool {
+        self.0.is_armed().unwrap_or(false)
+    }
+
     /// Expires once after `delay`, or never.
     pub(super) fn arm(&mut self, delay: Option<Duration>) {
         // A timer that is set to 0 is off, so what is due at once is due in a nanosecond.

@@ -3,6 +3,7 @@
 mod clock;
 mod debugcon;
 mod fw_cfg;
+mod i8042;
 mod pm;
 mod reset;
 mod rtc;
@@ -11,6 +12,7 @@ mod serial;
 pub use clock::{Clock, HostClock};
 pub use debugcon::DebugCon;
 pub use fw_cfg::{FwCfg, FwCfgError, FwCfgItems, key as fw_cfg_key};
+pub use i8042::{I8042, I8042_PORTS};
 pub use pm::PmBlock;
 pub use reset::{Port92, ResetControl};
 pub use rtc::{CmosSizes, Rtc};

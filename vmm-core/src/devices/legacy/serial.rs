@@ -360,27 +360,18 @@ impl BusDevice for Serial {
     }
 }
 
-/// Tokens of the descriptors.
-const INPUT: u32 = 0;
-const OUTPUT: u32 = 1;
-
 struct Pump(Arc<Shared>);
 
 impl Task for Pump {
     fn descriptors(&self) -> Vec<(RawFd, u32)> {
-        vec![(self.0.port.as_fd().as_raw_fd(), INPUT), (self.0.port.writable().as_raw_fd(), OUTPUT)]
+        vec![(self.0.port.as_fd().as_raw_fd(), 0), (self.0.port.writable().as_raw_fd(), 0)]
     }
 
     fn start(&mut self) {
         self.0.pump(&mut lock(&self.0.state));
     }
 
-    fn ready(&mut self, token: u32) {
-        if token == INPUT {
-            self.0.port.acknowledge();
-        } else {
-            self.0.port.acknowledge_writable();
-        }
+    fn ready(&mut self, _: u32) {
         self.start();
     }
 
