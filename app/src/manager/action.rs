@@ -266,9 +266,30 @@ impl Command {
     pub const ALL: [Command; 24] = {
         use Command as C;
         [
-            C::New, C::Open, C::Demo, C::Quit, C::LookDesktop, C::LookDark, C::LookLight, C::Larger, C::Smaller, C::NormalSize,
-            C::Search, C::Start, C::Console, C::ShutDown, C::Pause, C::Resume, C::PowerOff, C::Reset, C::Settings, C::Rename,
-            C::Delete, C::CheckHost, C::Keys, C::About,
+            C::New,
+            C::Open,
+            C::Demo,
+            C::Quit,
+            C::LookDesktop,
+            C::LookDark,
+            C::LookLight,
+            C::Larger,
+            C::Smaller,
+            C::NormalSize,
+            C::Search,
+            C::Start,
+            C::Console,
+            C::ShutDown,
+            C::Pause,
+            C::Resume,
+            C::PowerOff,
+            C::Reset,
+            C::Settings,
+            C::Rename,
+            C::Delete,
+            C::CheckHost,
+            C::Keys,
+            C::About,
         ]
     };
 

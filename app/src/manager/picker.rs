@@ -54,8 +54,7 @@ impl Picker {
     /// Opens in a folder; [`Outcome::List`] of it is to be followed.
     pub fn open(purpose: Purpose, folder: &Path) -> (Picker, Outcome) {
         let text = with_slash(folder);
-        let picker =
-            Picker { purpose, text, folder: folder.to_path_buf(), listing: None, row: None, focus: true };
+        let picker = Picker { purpose, text, folder: folder.to_path_buf(), listing: None, row: None, focus: true };
         let folder = picker.folder.clone();
         (picker, Outcome::List(folder))
     }
@@ -72,9 +71,8 @@ impl Picker {
     pub fn shown(&self) -> Result<Vec<&Entry>, &str> {
         let wish = self.narrowing().to_lowercase();
         let hidden = wish.starts_with('.');
-        let fits = |entry: &&Entry| {
-            entry.name.to_lowercase().contains(&wish) && (hidden || !entry.name.starts_with('.'))
-        };
+        let fits =
+            |entry: &&Entry| entry.name.to_lowercase().contains(&wish) && (hidden || !entry.name.starts_with('.'));
         match &self.listing {
             Some(Ok(entries)) => Ok(entries.iter().filter(fits).collect()),
             Some(Err(problem)) => Err(problem),

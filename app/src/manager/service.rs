@@ -125,7 +125,11 @@ fn dispatch(shared: &Arc<Shared>, request: Request) {
     });
     if let Err(error) = spawned {
         let next = Some("Close other programs and try again.".to_string());
-        shared.tell.say(Update::Failed(Failure { what: "The host is out of threads".into(), cause: error.to_string(), next }));
+        shared.tell.say(Update::Failed(Failure {
+            what: "The host is out of threads".into(),
+            cause: error.to_string(),
+            next,
+        }));
     }
 }
 
@@ -280,7 +284,9 @@ fn ask(library: &Library, name: &str, request: &protocol::Request) -> Result<(),
     Ok(Client::connect(&machine_id(library, name)?)?.command(request)?)
 }
 
-fn launch_demo() -> Result<(), session::LaunchError> { Err(session::LaunchError{message:"x".into(),code:1}) }
+fn launch_demo() -> Result<(), session::LaunchError> {
+    Err(session::LaunchError { message: "x".into(), code: 1 })
+}
 
 fn power(library: &Library, name: &str, verb: Power) -> Result<(), Failure> {
     let (what, request) = match verb {
@@ -334,7 +340,9 @@ fn ask_desktop(tell: &Tell, purpose: Purpose) {
     }
     let mut dialog = rfd::FileDialog::new().set_title(purpose.title());
     dialog = match purpose {
-        Purpose::Medium(_) => dialog.add_filter("CD and DVD images", &["iso", "ISO", "img"]).add_filter("All files", &["*"]),
+        Purpose::Medium(_) => {
+            dialog.add_filter("CD and DVD images", &["iso", "ISO", "img"]).add_filter("All files", &["*"])
+        }
         _ => dialog,
     };
     let path = dialog.pick_file();

@@ -66,8 +66,7 @@ pub fn follow_desktop(tell: impl Fn(Option<Theme>)) {
         let changes = proxy.receive_signal("SettingChanged")?;
         let question = (APPEARANCE, COLOR_SCHEME);
         // Portals before version 2 of the interface know only `Read`.
-        let answer: OwnedValue =
-            proxy.call("ReadOne", &question).or_else(|_| proxy.call("Read", &question))?;
+        let answer: OwnedValue = proxy.call("ReadOne", &question).or_else(|_| proxy.call("Read", &question))?;
         tell(scheme(&answer));
         for change in changes {
             let body = change.body();

@@ -42,9 +42,12 @@ pub(super) fn modal(ui: &mut Ui, id: &str, width: f32, add: impl FnOnce(&mut Ui)
 
 fn rename(ui: &mut Ui, view: &mut View<'_>, name: &str, mut typed: String) {
     ui.section(&format!("Rename {name}"));
-    let taken = view.model.names().into_iter().filter(|other| *other != name).any(|other| {
-        crate::library::name::same(other, typed.trim())
-    });
+    let taken = view
+        .model
+        .names()
+        .into_iter()
+        .filter(|other| *other != name)
+        .any(|other| crate::library::name::same(other, typed.trim()));
     let problem = match crate::library::name::check(&typed) {
         Err(error) => Some(error.to_string()),
         Ok(_) if taken => Some("another virtual machine has this name; choose another".into()),
@@ -140,13 +143,16 @@ fn keys(ui: &mut Ui, view: &mut View<'_>) {
     }
     let height = ui.ctx().content_rect().height() - 220.0;
     ScrollArea::vertical().max_height(height.max(120.0)).show(ui, |ui| {
-        Grid::new("keys").num_columns(2).spacing([size::GAP_PAGE, size::GAP_SMALL]).min_row_height(24.0).show(ui, |ui| {
-            for (key, what) in rows {
-                ui.strong_text(&key);
-                ui.label(what);
-                ui.end_row();
-            }
-        });
+        Grid::new("keys").num_columns(2).spacing([size::GAP_PAGE, size::GAP_SMALL]).min_row_height(24.0).show(
+            ui,
+            |ui| {
+                for (key, what) in rows {
+                    ui.strong_text(&key);
+                    ui.label(what);
+                    ui.end_row();
+                }
+            },
+        );
     });
     close(ui, view);
 }

@@ -84,7 +84,11 @@ pub fn memory(ui: &mut Ui, mib: &mut u64, host: Option<&HostLimits>, errors: &[C
             format!("More than the {} that this host can give", human(host.max_memory_mib() << 20))
         }
         Some(host) => {
-            format!("This host has {}, {} free now", human(host.memory_mib << 20), human(host.memory_available_mib << 20))
+            format!(
+                "This host has {}, {} free now",
+                human(host.memory_mib << 20),
+                human(host.memory_available_mib << 20)
+            )
         }
         None => String::new(),
     };

@@ -104,12 +104,16 @@ fn disks(ui: &mut Ui, view: &mut View<'_>, config: &mut VmConfig, errors: &[vmm_
         config.disks.remove(i);
     }
     let note = if config.disks.is_empty() { Note::hint("No hard disk") } else { Note::NONE };
-    ui.field_row("", note.or_error(form::error_of(errors, "disks").filter(|_| config.disks.len() > MAX_DISKS)), |ui, _| {
-        let full = (config.disks.len() >= MAX_DISKS).then_some("It has as many disks as a machine can have");
-        if ui.tool_button(Tone::Info, icon::ADD, "Attach a disk image…", full).clicked() {
-            view.ask(Action::Pick(Purpose::Disk(config.disks.len())));
-        }
-    });
+    ui.field_row(
+        "",
+        note.or_error(form::error_of(errors, "disks").filter(|_| config.disks.len() > MAX_DISKS)),
+        |ui, _| {
+            let full = (config.disks.len() >= MAX_DISKS).then_some("It has as many disks as a machine can have");
+            if ui.tool_button(Tone::Info, icon::ADD, "Attach a disk image…", full).clicked() {
+                view.ask(Action::Pick(Purpose::Disk(config.disks.len())));
+            }
+        },
+    );
 }
 
 fn drives(

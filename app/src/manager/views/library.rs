@@ -39,10 +39,8 @@ fn contents(ui: &mut Ui, view: &mut View<'_>) {
             });
         }
     });
-    let search = text_edit(&mut view.state.search)
-        .hint_text("Search")
-        .prefix(glyph(icon::SEARCH))
-        .desired_width(f32::INFINITY);
+    let search =
+        text_edit(&mut view.state.search).hint_text("Search").prefix(glyph(icon::SEARCH)).desired_width(f32::INFINITY);
     let search = ui.add(search);
     search.widget_info(|| WidgetInfo::labeled(WidgetType::TextEdit, true, "Search"));
     if view.state.focus_search {

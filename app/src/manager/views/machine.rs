@@ -127,7 +127,9 @@ fn overview(ui: &mut Ui, view: &mut View<'_>, machine: &Machine) {
         Ok(config) => config,
         Err(problem) => {
             ui.notice(Tone::Error, "This virtual machine's file can't be understood", problem, |ui| {
-                ui.fine_print("Mend the file, or move its folder away. The other machines are not affected. Its folder:");
+                ui.fine_print(
+                    "Mend the file, or move its folder away. The other machines are not affected. Its folder:",
+                );
                 ui.command_line(&machine.folder.display().to_string());
             });
             return;

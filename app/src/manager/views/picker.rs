@@ -118,8 +118,7 @@ fn list(ui: &mut Ui, picker: &mut Picker) -> Option<Outcome> {
         area.show_rows(ui, row_height, shown.len(), |ui, rows| {
             for i in rows {
                 let entry = shown[i];
-                let (rect, response) =
-                    ui.allocate_exact_size(vec2(ui.available_width(), row_height), Sense::click());
+                let (rect, response) = ui.allocate_exact_size(vec2(ui.available_width(), row_height), Sense::click());
                 let selected = picker.row == Some(i);
                 let name = if entry.is_folder() { format!("{}/", entry.name) } else { entry.name.clone() };
                 response.widget_info(|| WidgetInfo::selected(WidgetType::SelectableLabel, true, selected, &name));

@@ -98,9 +98,11 @@ fn menus(ui: &mut Ui, view: &mut View<'_>) {
         ui.menu_button("View", |ui| {
             view.command_item(ui, C::Search);
             ui.separator();
-            for (command, this) in
-                [(C::LookDesktop, Appearance::Desktop), (C::LookDark, Appearance::Dark), (C::LookLight, Appearance::Light)]
-            {
+            for (command, this) in [
+                (C::LookDesktop, Appearance::Desktop),
+                (C::LookDark, Appearance::Dark),
+                (C::LookLight, Appearance::Light),
+            ] {
                 view.command_choice(ui, command, appearance == this);
             }
             ui.separator();
