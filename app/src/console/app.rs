@@ -263,7 +263,10 @@ impl App {
                     }
                 }
             }
-            VmEvent::GuestReset => self.offered = None,
+            VmEvent::GuestReset => {
+                self.offered = None;
+                self.offer_soon();
+            }
             VmEvent::Ejected { drive } => {
                 if let Some(medium) = self.model.drives.get_mut(drive)
                     && medium.take().is_some()

@@ -125,7 +125,11 @@ fn dispatch(shared: &Arc<Shared>, request: Request) {
     });
     if let Err(error) = spawned {
         let next = Some("Close other programs and try again.".to_string());
-        shared.tell.say(Update::Failed(Failure { what: "The host is out of threads".into(), cause: error.to_string(), next }));
+        shared.tell.say(Update::Failed(Failure {
+            what: "The host is out of threads".into(),
+            cause: error.to_string(),
+            next,
+        }));
     }
 }
 
@@ -332,7 +336,9 @@ fn ask_desktop(tell: &Tell, purpose: Purpose) {
     }
     let mut dialog = rfd::FileDialog::new().set_title(purpose.title());
     dialog = match purpose {
-        Purpose::Medium(_) => dialog.add_filter("CD and DVD images", &["iso", "ISO", "img"]).add_filter("All files", &["*"]),
+        Purpose::Medium(_) => {
+            dialog.add_filter("CD and DVD images", &["iso", "ISO", "img"]).add_filter("All files", &["*"])
+        }
         _ => dialog,
     };
     let path = dialog.pick_file();

@@ -150,7 +150,7 @@ impl Session {
         wake: impl Fn() + Send + Sync + 'static,
         events: impl Fn(&VmEvent) + Send + 'static,
     ) -> Result<(Arc<Session>, Streams), BuildError> {
-        let host = |source: std::io::Error| BuildError::Host {
+        let host = |source: io::Error| BuildError::Host {
             what: "could not make the machine's ports".into(),
             source: source.into(),
         };
@@ -363,4 +363,75 @@ fn report(pointer: Pointer) -> Vec<InputEvent> {
         add(ev::KEY, code, i32::from(pressed));
     }
     report
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pointer_request_is_one_report_within_the_axes() {
+        let all =
+            Pointer { to: Some((0.5, 7.0)), by: Some((-3, 4)), button: Some((Button::Right, true)), wheel: Some(-1) };
+        let told: Vec<_> = report(all).into_iter().map(|e| (e.kind, e.code, e.value)).collect();
+        let expected = [(3, 0, 0x3fff), (3, 1, 0x7fff), (2, 0, -3), (2, 1, 4), (2, 8, -1), (1, 0x111, 1)];
+        assert_eq!(told, expected);
+        let nowhere = Pointer { to: Some((f64::NAN, -1.0)), ..Pointer::default() };
+        assert!(report(nowhere).iter().all(|e| e.value == 0));
+    }
+
+    fn news() -> News {
+        News {
+            inner: Mutex::new(NewsInner {
+                listeners: vec![],
+                drives: vec![Some("/a.iso".into()), Some("/b.iso".into())],
+                problem: None,
+                failed: false,
+                stopped: false,
+                log: None,
+            }),
+            stopped: eventfd(0, EventfdFlags::NONBLOCK).unwrap(),
+        }
+    }
+
+    fn problem() -> VmEvent {
+        VmEvent::Problem(vmm_core::vm::Problem { source: "disk 0".into(), message: "is gone".into(), paused: false })
+    }
+
+    #[test]
+    fn an_end_by_a_problem_is_told_from_one_by_the_guest() {
+        for (events, failed) in [
+            (vec![VmEvent::State(Lifecycle::Running), VmEvent::State(Lifecycle::Stopped)], false),
+            (vec![problem(), VmEvent::State(Lifecycle::Stopped)], true),
+            (vec![problem(), VmEvent::State(Lifecycle::Running), VmEvent::State(Lifecycle::Stopped)], false),
+        ] {
+            let news = news();
+            for event in &events {
+                news.tell(event);
+            }
+            let inner = news.lock();
+            assert_eq!((inner.failed, inner.stopped), (failed, true), "{events:?}");
+        }
+    }
+
+    #[test]
+    fn an_ejected_medium_is_out_of_its_drive() {
+        let news = news();
+        news.tell(&VmEvent::Ejected { drive: 1 });
+        news.tell(&VmEvent::Ejected { drive: 9 });
+        assert_eq!(news.lock().drives, [Some(PathBuf::from("/a.iso")), None]);
+    }
+
+    #[test]
+    fn a_listener_that_does_not_listen_is_let_go() {
+        let news = news();
+        let (slow, kept) = sync_channel(2);
+        let (gone, _) = sync_channel::<Event>(2);
+        news.lock().listeners.extend([slow, gone]);
+        for _ in 0..3 {
+            news.tell(&problem());
+        }
+        assert!(news.lock().listeners.is_empty());
+        assert_eq!(kept.iter().count(), 2);
+    }
 }

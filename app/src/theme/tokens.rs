@@ -48,6 +48,10 @@ pub mod size {
     pub const NARROW: f32 = 620.0;
     /// The label column of a form.
     pub const LABEL: f32 = 112.0;
+    /// The name column of facts.
+    pub const FACT: f32 = 88.0;
+    /// A line of body text.
+    pub const LINE_HEIGHT: f32 = 18.0;
     /// The widest a text field gets.
     pub const FIELD: f32 = 420.0;
     /// A text field does not share its line when that would make it narrower than this.

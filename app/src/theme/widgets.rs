@@ -339,7 +339,7 @@ impl UiExt for Ui {
     }
 
     fn state_sign(&mut self, shape: Shape, color: Color32, word: &str) -> Response {
-        let line = vec2(self.available_width(), size::TEXT);
+        let line = vec2(self.available_width(), size::LINE_HEIGHT);
         self.allocate_ui_with_layout(line, Layout::left_to_right(Align::Center), |ui| {
             ui.spacing_mut().item_spacing.x = 6.0;
             let (rect, _) = ui.allocate_exact_size(vec2(12.0, 12.0), Sense::hover());
@@ -444,7 +444,7 @@ impl UiExt for Ui {
     fn fact(&mut self, name: &str, value: &str) {
         let t = self.tokens();
         self.with_layout(Layout::left_to_right(Align::TOP), |ui| {
-            let (column, _) = ui.allocate_exact_size(vec2(size::LABEL, 20.0), Sense::hover());
+            let (column, _) = ui.allocate_exact_size(vec2(size::FACT, size::LINE_HEIGHT), Sense::hover());
             let mut left = ui.new_child(UiBuilder::new().max_rect(column));
             let label = left.add(Label::new(RichText::new(name).color(t.text_muted)).truncate()).id;
             ui.add(Label::new(value).wrap().selectable(true)).labelled_by(label);

@@ -31,6 +31,7 @@ pub struct Table {
 pub struct Madt {
     /// Enabled processors.
     pub cpus: usize,
+    apic_ids: [u8; 64],
     /// Address of the first I/O APIC.
     pub io_apic: u64,
     /// Global interrupt of ISA IRQ 0, where an override says so.
@@ -87,7 +88,7 @@ impl Tables {
     /// The MADT, understood.
     pub fn madt(&self) -> Option<Madt> {
         let table = self.table(b"APIC")?;
-        let mut madt = Madt { cpus: 0, io_apic: 0, irq0: 0 };
+        let mut madt = Madt { cpus: 0, apic_ids: [0; 64], io_apic: 0, irq0: 0 };
         let mut offset = HEADER_BYTES + 8;
         while offset + 2 <= table.length {
             let (kind, length) = (table.read(offset, 1), table.read(offset + 1, 1) as u32);
@@ -95,7 +96,12 @@ impl Tables {
                 return None;
             }
             match kind {
-                0 if table.read(offset + 4, 4) & 1 != 0 => madt.cpus += 1,
+                0 if table.read(offset + 4, 4) & 1 != 0 => {
+                    if let Some(id) = madt.apic_ids.get_mut(madt.cpus) {
+                        *id = table.read(offset + 3, 1) as u8;
+                    }
+                    madt.cpus += 1;
+                }
                 1 if madt.io_apic == 0 => madt.io_apic = table.read(offset + 4, 4),
                 2 if table.read(offset + 3, 1) == 0 => madt.irq0 = table.read(offset + 4, 4) as u32,
                 _ => {}
@@ -103,6 +109,13 @@ impl Tables {
             offset += length;
         }
         Some(madt)
+    }
+}
+
+impl Madt {
+    /// APIC id of an enabled processor.
+    pub fn apic_id(&self, index: usize) -> u8 {
+        self.apic_ids.get(index).copied().unwrap_or(0)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The few instructions that Rust has no words for: port I/O, time stamp, the idle gate; and memory functions.
+//! The few instructions that Rust has no words for: port I/O, time stamp, idling; and memory functions.
 
 use core::arch::{asm, global_asm};
 
@@ -30,21 +30,21 @@ pub fn tsc() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
-/// Sleeps until an interrupt arrives on this CPU, unless one did since `seen` was read from `trap::total`.
-pub fn idle(seen: u32) {
-    // SAFETY: gate 0x80 (trap.s) only halts; it changes no register.
-    unsafe { asm!("int 0x80", in("eax") seen) };
+unsafe extern "C" {
+    /// trap.s: waits in CPL 0.
+    safe fn cpu_idle(seen: u32);
+    /// trap.s: resets by a fault without a handler.
+    safe fn cpu_triple_fault() -> !;
 }
 
-/// Sleeps until any interrupt arrives on this CPU.
-pub fn idle_any() {
-    idle(crate::trap::total());
+/// Sleeps until an interrupt arrives on this CPU, unless one did since `seen` was read from `trap::total`.
+pub fn idle(seen: u32) {
+    cpu_idle(seen);
 }
 
 /// Stops this CPU for good by a fault that has no handler: the machine resets.
 pub fn triple_fault() -> ! {
-    // SAFETY: gate 0x81 (trap.s) never returns.
-    unsafe { asm!("int 0x81", options(noreturn)) }
+    cpu_triple_fault()
 }
 
 /// Orders memory accesses towards devices and other CPUs.

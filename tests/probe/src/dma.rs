@@ -14,6 +14,11 @@ pub fn init(end: u64) {
     END.store(end, Ordering::Relaxed);
 }
 
+/// The part of the pool that was not handed out yet.
+pub fn unused() -> core::ops::Range<u64> {
+    NEXT.load(Ordering::Relaxed)..END.load(Ordering::Relaxed)
+}
+
 /// A mark to return to with [`release`], so that a test's buffers serve the next test.
 pub fn mark() -> u64 {
     NEXT.load(Ordering::Relaxed)
@@ -39,6 +44,17 @@ impl Dma {
         assert!(next <= END.load(Ordering::Relaxed), "the machine has too little memory for a buffer of {length} bytes");
         NEXT.store(next, Ordering::Relaxed);
         // SAFETY: the range is RAM behind the image, mapped, and given to nobody else.
+        unsafe { ptr::write_bytes(address as *mut u8, 0, length) };
+        Dma { address, length }
+    }
+
+    /// Memory that [`release`] never takes back, from the other end of the pool.
+    pub fn forever(length: usize) -> Dma {
+        let bytes = (length as u64).next_multiple_of(PAGE);
+        let address = END.load(Ordering::Relaxed).saturating_sub(bytes) & !(PAGE - 1);
+        assert!(address >= NEXT.load(Ordering::Relaxed), "the machine has too little memory for {length} bytes");
+        END.store(address, Ordering::Relaxed);
+        // SAFETY: as in `new`.
         unsafe { ptr::write_bytes(address as *mut u8, 0, length) };
         Dma { address, length }
     }

@@ -6,26 +6,23 @@
 #![no_std]
 #![no_main]
 
+mod acpi;
+mod bench;
 mod boot;
 mod cpu;
+mod crc;
+mod demo;
+mod dma;
+mod drivers;
+mod machine;
 mod memory;
-mod pci;
+mod power;
 mod report;
-mod serial;
+mod smp;
+mod tests;
 mod text;
 mod time;
 mod trap;
-mod tests;
-mod bench;
-mod virtio;
-mod fw_cfg;
-mod acpi;
-mod machine;
-mod dma;
-mod lapic;
-mod power;
-mod smp;
-mod demo;
 
 use machine::Machine;
 
@@ -39,16 +36,17 @@ extern "C" fn probe_main(start_info: u32) -> ! {
     memory::map_low();
     let machine = Machine::discover(start_info);
     let words = machine.words;
-    let mut summary = report::Summary::default();
-    if let Some(names) = words.value("test") {
+    let mut summary = report::Summary::new();
+    let demo = words.has("demo");
+    if let Some(names) = words.value("test").or(demo.then_some(tests::DEMO)) {
         tests::run(&machine, names, &mut summary);
     }
     if let Some(names) = words.value("bench") {
         bench::run(&machine, names, &mut summary);
     }
     println!("probe: done {summary}");
-    if words.has("demo") {
-        demo::run(&machine);
+    if demo {
+        demo::run(&machine, &summary);
     }
     match words.value("then") {
         Some("reboot") => power::reset(),

@@ -14,11 +14,9 @@ pub const VECTOR_IPI: u8 = 0x31;
 pub const VECTOR_IOAPIC: u8 = 0x38;
 /// First vector handed out for MSI and MSI-X.
 const VECTOR_MSI: u8 = 0x40;
-/// Gates that CPL 3 may call.
-const VECTOR_IDLE: usize = 0x80;
-const VECTOR_TRIPLE_FAULT: usize = 0x81;
-/// MSI vectors above the gates start here.
-const VECTOR_MSI_HIGH: u8 = 0x82;
+const VECTOR_MSI_END: u8 = 0xf0;
+/// Invalid opcode: how CPL 3 asks for what only CPL 0 can do.
+const VECTOR_INVALID_OPCODE: usize = 6;
 /// The local APIC's spurious vector.
 pub const VECTOR_SPURIOUS: u8 = 0xff;
 
@@ -26,7 +24,6 @@ pub const VECTOR_SPURIOUS: u8 = 0xff;
 const STUB_BYTES: u64 = 16;
 const CODE0: u64 = 0x08;
 const GATE_PRESENT: u64 = 1 << 47;
-const GATE_DPL3: u64 = 3 << 45;
 const GATE_INTERRUPT: u64 = 0xe << 40;
 
 #[repr(C)]
@@ -37,8 +34,7 @@ unsafe impl Sync for Idt {}
 unsafe extern "C" {
     static idt: Idt;
     static trap_stubs: u8;
-    static idle_gate: u8;
-    static triple_fault_gate: u8;
+    static invalid_opcode: u8;
     static irq_counts: [AtomicU32; 256];
     static irq_total: AtomicU32;
     /// Vector, error code, rip, rsp, cr2, cs.
@@ -47,19 +43,18 @@ unsafe extern "C" {
 
 /// Fills the descriptor table; the boot code has loaded its address.
 pub fn init() {
-    let gate = |address: u64, flags: u64| {
+    let gate = |address: u64| {
         let low = (address & 0xffff) | CODE0 << 16 | (address & 0xffff_0000) << 32;
-        [low | GATE_PRESENT | GATE_INTERRUPT | flags, address >> 32]
+        [low | GATE_PRESENT | GATE_INTERRUPT, address >> 32]
     };
     // SAFETY: the symbols are those of boot.s and trap.s; nobody else touches the table, and the CPU reads it only on
     // interrupts, which are masked at their sources until here.
     unsafe {
         let table = idt.0.get();
         for vector in 0..256 {
-            (*table)[vector] = gate(&raw const trap_stubs as u64 + vector as u64 * STUB_BYTES, 0);
+            (*table)[vector] = gate(&raw const trap_stubs as u64 + vector as u64 * STUB_BYTES);
         }
-        (*table)[VECTOR_IDLE] = gate(&raw const idle_gate as u64, GATE_DPL3);
-        (*table)[VECTOR_TRIPLE_FAULT] = gate(&raw const triple_fault_gate as u64, GATE_DPL3);
+        (*table)[VECTOR_INVALID_OPCODE] = gate(&raw const invalid_opcode as u64);
     }
     crate::cpu::fence();
 }
@@ -79,10 +74,8 @@ pub fn total() -> u32 {
 /// A vector of its own for one interrupt source; they are plenty, but wrap rather than run out.
 pub fn allocate_vector() -> u8 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let low = u32::from(0x80 - VECTOR_MSI);
-    let high = u32::from(0xf0 - VECTOR_MSI_HIGH);
-    let next = NEXT.fetch_add(1, Ordering::Relaxed) % (low + high);
-    if next < low { VECTOR_MSI + next as u8 } else { VECTOR_MSI_HIGH + (next - low) as u8 }
+    let next = NEXT.fetch_add(1, Ordering::Relaxed) % u32::from(VECTOR_MSI_END - VECTOR_MSI);
+    VECTOR_MSI + next as u8
 }
 
 /// Called by trap.s at CPL 3 after an exception.

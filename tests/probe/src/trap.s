@@ -48,21 +48,38 @@ pic_eoi:
     add rsp, 16
     iretq
 
-# Vector 0x80, for CPL 3: wait for an interrupt unless one came since eax = irq_total was read.
-# The comparison is safe because the gate cleared IF, and `sti` takes effect only after the `hlt` began.
+# What CPL 3 asks of CPL 0 goes through invalid opcodes at known places: software interrupts would be the usual gate,
+# but KVM_PVM refuses them at CPL 3.
+
+# extern "C" fn(seen): waits for an interrupt unless one came since irq_total was `seen`.
+.global cpu_idle
+cpu_idle:
+    mov eax, edi
+idle_request:
+    ud2
+    ret
+
+# extern "C" fn() -> !: a triple fault, the last way to reset a machine.
+.global cpu_triple_fault
+cpu_triple_fault:
+triple_fault_request:
+    ud2
+
+# The handler of vector 6. The comparison is safe because the gate cleared IF, and `sti` takes effect only after the
+# `hlt` began.
 .balign 16
-.global idle_gate
-idle_gate:
+.global invalid_opcode
+invalid_opcode:
+    cmp qword ptr [rsp], offset idle_request
+    jne 2f
+    add qword ptr [rsp], 2          # go on after the ud2
     cmp eax, [irq_total]
     jne 1f
     sti
     hlt
 1:  iretq
-
-# Vector 0x81, for CPL 3: a triple fault, the last way to reset a machine.
-.balign 16
-.global triple_fault_gate
-triple_fault_gate:
+2:  cmp qword ptr [rsp], offset triple_fault_request
+    jne trap_stubs + 6 * 16
     push 0
     push 0
     lidt [rsp]

@@ -2,5 +2,9 @@
 
 pub mod chipset;
 pub mod legacy;
+pub mod vga;
 pub mod virtio_blk;
+pub mod virtio_console;
+pub mod virtio_gpu;
+pub mod virtio_input;
 pub mod virtio_rng;

@@ -200,7 +200,7 @@ impl<E: Fn(VmEvent)> Control<'_, E> {
             }
             Notice::Ejected { drive } => (self.events)(VmEvent::Ejected { drive }),
             Notice::Defect(thread) => {
-                self.fail(thread, "a defect in the monitor stopped one of its threads".into());
+                self.fail(&thread, "a defect in the monitor stopped one of its threads".into());
             }
         }
     }

@@ -34,7 +34,7 @@ pub(super) enum Notice {
         drive: usize,
     },
     /// A thread of the machine panicked.
-    Defect(&'static str),
+    Defect(String),
 }
 
 /// Why a reset failed: the machine can't go on.

@@ -3,7 +3,7 @@
 use crate::dma::Dma;
 use crate::machine::Machine;
 use crate::report::{Failure, Outcome};
-use crate::virtio::{Device, Segment, kind};
+use crate::drivers::virtio::{Device, Segment, kind};
 use crate::{ensure, text, trap};
 
 const BYTES: usize = 64;

@@ -37,6 +37,6 @@ macro_rules! println {
     ($($argument:tt)*) => {{
         use core::fmt::Write as _;
         // Writing to the serial port cannot fail.
-        let _ = writeln!($crate::serial::Serial, $($argument)*);
+        let _ = writeln!($crate::drivers::serial::Serial, $($argument)*);
     }};
 }

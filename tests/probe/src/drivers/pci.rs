@@ -2,7 +2,7 @@
 
 use crate::cpu::{inb, inl, inw, outb, outl, outw};
 use crate::dma::Mmio;
-use crate::lapic;
+use crate::drivers::lapic;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 

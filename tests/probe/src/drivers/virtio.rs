@@ -1,7 +1,7 @@
 //! A driver for virtio over PCI, modern interface: capabilities, negotiation, split queues, MSI-X (virtio 1.2 §2, §4.1).
 
 use crate::dma::{Dma, Mmio};
-use crate::pci::{CAPABILITY_VENDOR, Function, Msix};
+use crate::drivers::pci::{CAPABILITY_VENDOR, Function, Msix};
 use crate::report::Outcome;
 use crate::{cpu, ensure, fail, time, trap};
 
@@ -253,7 +253,9 @@ impl Device {
             free: 0,
             free_count: size,
             next_available: 0,
+            notified: 0,
             next_used: 0,
+            event_index: self.has(feature::EVENT_INDEX),
         })
     }
 
@@ -302,7 +304,10 @@ pub struct Queue {
     free: u16,
     free_count: u16,
     next_available: u16,
+    /// Where `next_available` was at the last look at the device's event index.
+    notified: u16,
     next_used: u16,
+    event_index: bool,
 }
 
 impl Queue {
@@ -364,9 +369,16 @@ impl Queue {
         self.available.write(2, self.next_available);
     }
 
-    /// Rings the doorbell.
-    pub fn notify(&self) {
+    /// Rings the doorbell, unless the device has said that it need not be rung yet (§2.7.10).
+    pub fn notify(&mut self) {
         cpu::fence();
+        let old = core::mem::replace(&mut self.notified, self.next_available);
+        if self.event_index {
+            let event: u16 = self.used.read(4 + 8 * usize::from(self.size));
+            if self.next_available.wrapping_sub(event).wrapping_sub(1) >= self.next_available.wrapping_sub(old) {
+                return;
+            }
+        }
         self.doorbell.write16(0, self.index);
     }
 
@@ -391,12 +403,12 @@ impl Queue {
         self.descriptors.write(usize::from(last) * DESC_BYTES + 14, self.free);
         self.free = head;
         self.free_count += count;
+        if self.event_index {
+            // The next completion interrupts again (§2.7.7).
+            self.available.write(4 + 2 * usize::from(self.size), self.next_used);
+            cpu::fence();
+        }
         Some((head, written))
-    }
-
-    /// Asks the device not to interrupt for this queue, or to do so again.
-    pub fn silence(&self, silent: bool) {
-        self.available.write(0, u16::from(silent));
     }
 
     /// Waits for the next completed chain.

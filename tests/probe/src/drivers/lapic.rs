@@ -11,6 +11,7 @@ const VERSION: u64 = 0x30;
 const SPURIOUS: u64 = 0xf0;
 const ICR_LOW: u64 = 0x300;
 const ICR_HIGH: u64 = 0x310;
+const LVT_LINT0: u64 = 0x350;
 const LVT_TIMER: u64 = 0x320;
 const TIMER_INITIAL: u64 = 0x380;
 const TIMER_CURRENT: u64 = 0x390;
@@ -23,6 +24,7 @@ const ICR_INIT: u32 = 5 << 8;
 const ICR_STARTUP: u32 = 6 << 8;
 const TIMER_PERIODIC: u32 = 1 << 17;
 const MASKED: u32 = 1 << 16;
+const DELIVER_EXTINT: u32 = 7 << 8;
 /// Divide by 1.
 const DIVIDE_1: u32 = 0xb;
 
@@ -39,6 +41,11 @@ pub fn enable() -> bool {
     }
     apic.write32(SPURIOUS, ENABLE | u32::from(VECTOR_SPURIOUS));
     true
+}
+
+/// Lets the 8259 pair's interrupts through to this CPU, or not.
+pub fn accept_pic(accept: bool) {
+    registers().write32(LVT_LINT0, if accept { DELIVER_EXTINT } else { MASKED });
 }
 
 /// This CPU's APIC id.
