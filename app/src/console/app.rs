@@ -803,6 +803,11 @@ impl ApplicationHandler<Wakeup> for App {
         }
     }
 
+    fn exiting(&mut self, _event_loop: &ActiveEventLoop) {
+        // Everything that hangs on the connection to the display goes before it.
+        self.close_window();
+    }
+
     fn about_to_wait(&mut self, event_loop: &ActiveEventLoop) {
         let next = self.timers(Instant::now(), event_loop);
         event_loop.set_control_flow(next.map_or(ControlFlow::Wait, ControlFlow::WaitUntil));
