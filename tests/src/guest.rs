@@ -33,9 +33,9 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// A guest that loads all drivers, runs the script with busybox's shell on /dev/console and powers off. The
-    /// initramfs is written into `folder`.
-    pub fn build(flavour: Flavour, folder: &Path, script: &str) -> Result<Self> {
+    /// A guest that loads all drivers, runs the script with busybox's shell on /dev/console and powers off. `files` are
+    /// put into its root folder. The initramfs is written into `folder`.
+    pub fn build(flavour: Flavour, folder: &Path, script: &str, files: &[(&str, &[u8])]) -> Result<Self> {
         let kernel = Kernel::fetch(flavour)?;
         let mut drivers = CLOUD_DRIVERS.to_vec();
         if flavour == Flavour::Generic {
@@ -44,6 +44,9 @@ impl Guest {
         let mut fs = Initramfs::with_busybox()?;
         fs.file("init", include_bytes!("guest/init.sh"), 0o755);
         fs.file("script", script.as_bytes(), 0o755);
+        for (name, content) in files {
+            fs.file(name, content, 0o644);
+        }
         fs.modules(&kernel, &drivers)?;
         let initrd = folder.join("guest.initrd");
         fs.write(&initrd)?;

@@ -34,7 +34,7 @@ fn qemu_boots_a_stock_kernel_on_the_host_s_kvm() {
     let host = Host::shared().unwrap();
     let folder = tempfile::tempdir_in(orangery_tests::artifacts().unwrap()).unwrap();
     let script = "echo kernel $(uname -r); ls /sys/bus/virtio/devices; dd if=/dev/hwrng bs=16 count=1 | wc -c";
-    let guest = Guest::build(Flavour::Cloud, folder.path(), script).unwrap();
+    let guest = Guest::build(Flavour::Cloud, folder.path(), script, &[]).unwrap();
     let line = format!(
         "exec qemu-system-x86_64 -accel kvm -cpu host -m 256 -display none -nodefaults -no-reboot -serial stdio \
          -device virtio-rng-pci -kernel '{}' -initrd '{}' -append 'console=ttyS0 quiet panic=-1'",

@@ -3,7 +3,7 @@
 use std::io::{self, BufReader, Read};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use super::protocol::{Event, MAX_PNG, Pointer, Reply, Request, State, Stream, VERSION, read_line, write_line};
@@ -204,7 +204,7 @@ impl Client {
     /// There is no such drive or file, or the connection failed.
     pub fn change_medium(&mut self, drive: usize, path: Option<&Path>) -> Result<(), ControlError> {
         let path = path.map(std::path::absolute).transpose()?;
-        self.command(&Request::ChangeMedium { drive, path: path.map(PathBuf::from) })
+        self.command(&Request::ChangeMedium { drive, path })
     }
 
     /// Makes the connection one of the machine's streams.

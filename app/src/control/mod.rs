@@ -7,6 +7,8 @@ mod client;
 pub mod keys;
 pub mod protocol;
 pub mod server;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};

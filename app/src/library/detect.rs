@@ -341,3 +341,7 @@ fn readable(word: &str) -> String {
     let mut chars = word.chars();
     chars.next().into_iter().chain(chars.flat_map(char::to_lowercase)).collect()
 }
+
+#[cfg(test)]
+#[path = "detect_tests.rs"]
+mod tests;

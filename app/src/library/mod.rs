@@ -14,7 +14,7 @@
 //! Everything here may block on the disk: the windows call it from a worker thread.
 
 pub mod detect;
-mod files;
+pub(crate) mod files;
 pub mod limits;
 pub mod lock;
 mod machine;
@@ -394,6 +394,20 @@ impl Library {
         Ok(machine)
     }
 
+    /// Gives a machine an id of its own if another of the library has the same: its folder was copied. The caller holds the
+    /// machine's lock.
+    ///
+    /// # Errors
+    /// Its file cannot be written.
+    pub fn make_id_unique(&self, machine: &mut Machine) -> Result<(), LibraryError> {
+        let mut others = self.list()?.into_iter().filter_map(|entry| entry.machine.ok());
+        if others.any(|other| other.id == machine.id && other.folder != machine.folder) {
+            machine.id = random_hex().map_err(LibraryError::io("make an id from", Path::new("/dev/urandom")))?;
+            machine.write()?;
+        }
+        Ok(())
+    }
+
     /// Waits for, and takes, the lock under which machines come, go and change names.
     fn guard(&self) -> Result<File, LibraryError> {
         let path = self.root.join(".lock");
@@ -451,9 +465,11 @@ fn build(machine: &Machine, new: &NewMachine) -> Result<(), LibraryError> {
     machine.write()
 }
 
-/// The name a person may have meant: the closest, if it differs in no more than a third of its letters.
+/// The name a person may have meant: the one that starts closest to what was typed, if no more than a third of that is
+/// wrong.
 fn nearest(name: &str, names: Vec<String>) -> Option<String> {
-    let typed: Vec<char> = name.to_lowercase().chars().take(name::MAX_NAME).collect();
+    let typed: Vec<char> = name.trim().to_lowercase().chars().take(name::MAX_NAME).collect();
+    // Levenshtein's distance to the best of the name's beginnings: the least of the last row.
     let distance = |other: &str| {
         let other: Vec<char> = other.to_lowercase().chars().collect();
         let mut row: Vec<usize> = (0..=other.len()).collect();
@@ -464,8 +480,15 @@ fn nearest(name: &str, names: Vec<String>) -> Option<String> {
                 diagonal = std::mem::replace(&mut row[j + 1], best);
             }
         }
-        row[other.len()]
+        row.into_iter().min().unwrap_or(0)
     };
-    let closest = names.into_iter().map(|other| (distance(&other), other)).min()?;
-    (closest.0 * 3 <= closest.1.chars().count()).then_some(closest.1)
+    let (distance, closest) = names.into_iter().map(|other| (distance(&other), other)).min()?;
+    (typed.len() >= 2 && distance * 3 <= typed.len()).then_some(closest)
+}
+
+/// A text as a shell takes it for one word: for the commands that people are told to copy.
+pub fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+".contains(c);
+    let ordinary = !text.is_empty() && !text.starts_with('-') && text.chars().all(plain);
+    if ordinary { text.into() } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }

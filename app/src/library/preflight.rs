@@ -43,7 +43,7 @@ const LITTLE_SPACE: u64 = 4 << 30;
 /// Less free memory than this is worth a warning, MiB.
 const LITTLE_MEMORY: u64 = 512;
 
-/// The variable that names a folder with firmware, looked at before the host's own.
+/// The variable that names the folder with the firmware, instead of the host's own.
 pub const FIRMWARE_VARIABLE: &str = "ORANGERY_FIRMWARE";
 
 /// Looks at everything a machine needs of this host; `library` is the library's folder. A few file system calls.
@@ -140,13 +140,15 @@ fn module() -> &'static str {
     if info.contains("GenuineIntel") { "kvm_intel" } else { "kvm_amd" }
 }
 
-/// The firmware's files: the BIOS and the video BIOS.
-const FIRMWARE: [&str; 2] = ["bios-256k.bin", "vgabios-stdvga.bin"];
+/// The firmware's files: the BIOS and the video BIOS of the monitor's graphics card.
+const FIRMWARE: [&str; 2] = ["bios-256k.bin", "vgabios-virtio.bin"];
 
-/// Where firmware may be, in order.
+/// Where the monitor looks for firmware.
 fn firmware_folders() -> Vec<PathBuf> {
-    let own = std::env::var_os(FIRMWARE_VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from);
-    own.into_iter().chain(["/usr/share/seabios", "/usr/share/qemu"].map(PathBuf::from)).collect()
+    match std::env::var_os(FIRMWARE_VARIABLE) {
+        Some(own) => vec![own.into()],
+        None => ["/usr/share/seabios", "/usr/share/qemu", "/usr/share/qemu-kvm"].map(PathBuf::from).into(),
+    }
 }
 
 fn firmware(folders: &[PathBuf]) -> Check {
@@ -196,15 +198,12 @@ fn space(limits: &HostLimits, library: &Path) -> Check {
     let remedy = "Free some space, or keep the machines elsewhere: set ORANGERY_LIBRARY to another folder.".into();
     Check {
         what: WHAT,
-        outcome: Outcome::Warning(Cause { cause, remedy, command: Some(format!("df -h {}", quoted(library))) }),
+        outcome: Outcome::Warning(Cause {
+            cause,
+            remedy,
+            command: Some(format!("df -h {}", super::quoted(&library.to_string_lossy()))),
+        }),
     }
-}
-
-/// A path as a shell takes it.
-fn quoted(path: &Path) -> String {
-    let text = path.to_string_lossy();
-    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-+".contains(&b));
-    if plain { text.into_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! Starting a machine in a process of its own, and learning whether that went well.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
@@ -17,7 +18,8 @@ use crate::library::{Library, Machine};
 pub enum Announcement {
     /// The machine runs and its control socket answers.
     Started {
-        /// Its id.
+        /// Its id; absent where the machine is not kept.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
         id: String,
         /// Its name.
         name: String,
@@ -39,7 +41,7 @@ pub enum Announcement {
 pub struct LaunchError {
     /// What failed and why.
     pub message: String,
-    /// The exit code a command should end with (see `orangery help`).
+    /// The exit code a command should end with (see `orangery --help`).
     pub code: u8,
 }
 
@@ -55,9 +57,17 @@ impl LaunchError {
 /// # Errors
 /// The process cannot be made, or the machine cannot be built.
 pub fn launch(library: &Library, machine: &Machine, headless: bool) -> Result<u32, LaunchError> {
-    let program = std::env::current_exe()
-        .map_err(|error| LaunchError::new(format!("could not find the program itself: {error}")))?;
-    launch_with(&program, library.root(), machine, headless)
+    launch_with(&own_program()?, library.root(), machine, headless)
+}
+
+/// Starts the demonstration in a new process and waits until it runs or has failed.
+///
+/// # Errors
+/// As [`launch`].
+pub fn launch_demo() -> Result<u32, LaunchError> {
+    let mut command = Command::new(own_program()?);
+    command.args(["demo", "--json"]).stderr(Stdio::null());
+    detach(command, "the demonstration", "start it in a terminal to see why: orangery demo")
 }
 
 /// [`launch`] with another program than this one.
@@ -66,30 +76,45 @@ pub fn launch(library: &Library, machine: &Machine, headless: bool) -> Result<u3
 /// As [`launch`].
 pub fn launch_with(program: &Path, root: &Path, machine: &Machine, headless: bool) -> Result<u32, LaunchError> {
     let mut command = Command::new(program);
-    command.args(["run", "--json", "--id"]).arg(&machine.id);
+    command.args(["run", "--json"]).arg(&machine.id);
     if headless {
         command.arg("--headless");
     }
-    command.env(crate::library::ROOT_VARIABLE, root).current_dir(machine.folder());
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.env(crate::library::ROOT_VARIABLE, root).current_dir(machine.folder()).stderr(errors(machine));
+    detach(command, &format!("{:?}", machine.name), &format!("see {}", machine.logs().display()))
+}
+
+/// The file for what the process says that nobody reads; none is no reason not to start.
+fn errors(machine: &Machine) -> Stdio {
+    let _ = std::fs::create_dir_all(machine.logs());
+    File::create(machine.logs().join("errors.log")).map_or_else(|_| Stdio::null(), Stdio::from)
+}
+
+fn own_program() -> Result<PathBuf, LaunchError> {
+    std::env::current_exe().map_err(|error| LaunchError::new(format!("could not find the program itself: {error}")))
+}
+
+/// Runs a command that announces itself, in a session of its own.
+fn detach(mut command: Command, what: &str, advice: &str) -> Result<u32, LaunchError> {
+    let failed = |why: &str| LaunchError::new(format!("could not start {what}: {why}"));
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
     // SAFETY: setsid is async-signal-safe and touches no memory.
     unsafe { command.pre_exec(|| rustix::process::setsid().map(|_| ()).map_err(Into::into)) };
-    let failed = |what: &str| LaunchError::new(format!("could not start {:?}: {what}", machine.name));
     let mut child = command.spawn().map_err(|error| failed(&error.to_string()))?;
     let output = child.stdout.take().ok_or_else(|| failed("it has no output"))?;
     let mut line = String::new();
     let read = BufReader::new(output.take(MAX_LINE as u64)).read_line(&mut line);
-    // Ended children stay zombies until somebody asks.
+    // An ended child stays a zombie until somebody asks.
     let reaper = thread::Builder::new().name("reaper".into()).spawn(move || child.wait());
     match serde_json::from_str(&line) {
         Ok(Announcement::Started { pid, .. }) => Ok(pid),
         Ok(Announcement::Error { message, code }) => Err(LaunchError { message, code }),
         Err(_) => {
-            let status = match (read, reaper.map(thread::JoinHandle::join)) {
+            let why = match (read, reaper.map(thread::JoinHandle::join)) {
                 (Ok(0), Ok(Ok(Ok(status)))) => format!("its process ended ({status})"),
                 _ => "its process did not say whether it started".into(),
             };
-            Err(failed(&format!("{status}; see {}", machine.logs().join("orangery.log").display())))
+            Err(failed(&format!("{why}; {advice}")))
         }
     }
 }

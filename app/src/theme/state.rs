@@ -28,7 +28,11 @@ impl Shape {
         let stroke = Stroke::new((r * 0.28).max(1.0), color);
         match self {
             Shape::Triangle => {
-                painter.add(Paint::convex_polygon(vec![at(-0.7, -0.9), at(0.9, 0.0), at(-0.7, 0.9)], color, Stroke::NONE));
+                painter.add(Paint::convex_polygon(
+                    vec![at(-0.7, -0.9), at(0.9, 0.0), at(-0.7, 0.9)],
+                    color,
+                    Stroke::NONE,
+                ));
             }
             Shape::Bars => {
                 for x in [-0.45, 0.45] {

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use egui::epaint::Shadow;
 use egui::style::{HandleShape, Selection, TextCursorStyle, WidgetVisuals, Widgets};
-use egui::{Context, CornerRadius, FontData, FontDefinitions, FontFamily, FontId, Margin, Stroke, Style, TextStyle, Theme};
+use egui::{
+    Context, CornerRadius, FontData, FontDefinitions, FontFamily, FontId, Margin, Stroke, Style, TextStyle, Theme,
+};
 use serde::{Deserialize, Serialize};
 
 use super::tokens::{self, Tokens, size};
@@ -44,6 +46,22 @@ pub(super) fn semibold() -> FontFamily {
     FontFamily::Name("semibold".into())
 }
 
+/// The family of the icons. Apart, because Inter has letters of its own in the icons' code points, and the icon font has
+/// letters.
+fn icons() -> FontFamily {
+    FontFamily::Name("icons".into())
+}
+
+/// An icon as text, in the size of the text around it.
+pub fn glyph(icon: &str) -> egui::RichText {
+    egui::RichText::new(icon).family(icons())
+}
+
+/// The icons' font.
+pub fn icon_font(size: f32) -> FontId {
+    FontId::new(size, icons())
+}
+
 fn fonts() -> FontDefinitions {
     let mut fonts = FontDefinitions::default();
     for (name, bytes) in
@@ -51,16 +69,14 @@ fn fonts() -> FontDefinitions {
     {
         fonts.font_data.insert(name.into(), Arc::new(FontData::from_static(bytes)));
     }
-    egui_phosphor::add_to_fonts(&mut fonts, egui_phosphor::Variant::Regular);
-    // Behind Inter come the icons, then egui's own fonts for what Inter has not.
+    let phosphor = egui_phosphor::Variant::Regular.font_data();
+    fonts.font_data.insert("phosphor".into(), Arc::new(phosphor));
+    // Behind Inter come egui's own fonts, for what Inter has not.
     let rest = fonts.families.get(&FontFamily::Proportional).cloned().unwrap_or_default();
-    let family = |first: &str| {
-        let icons = "phosphor".to_string();
-        let rest = rest.iter().filter(|name| **name != icons).cloned();
-        [first.to_string(), icons.clone()].into_iter().chain(rest).collect::<Vec<_>>()
-    };
+    let family = |first: &str| [first.to_string()].into_iter().chain(rest.clone()).collect::<Vec<_>>();
     fonts.families.insert(FontFamily::Proportional, family("inter"));
     fonts.families.insert(semibold(), family("inter-semibold"));
+    fonts.families.insert(icons(), vec!["phosphor".into()]);
     fonts
 }
 

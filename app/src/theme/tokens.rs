@@ -8,6 +8,8 @@ pub mod size {
     pub const GAP_SMALL: f32 = 4.0;
     /// Between neighbours.
     pub const GAP: f32 = 8.0;
+    /// Between cards.
+    pub const GAP_CARDS: f32 = 12.0;
     /// Between groups, and the padding inside a card.
     pub const GAP_LARGE: f32 = 16.0;
     /// Around a page, and between sections.
@@ -48,12 +50,24 @@ pub mod size {
     pub const FIELD: f32 = 420.0;
     /// A slider's rail.
     pub const SLIDER: f32 = 220.0;
+    /// A slider's height; its handle is four fifths of it.
+    pub const SLIDER_HEIGHT: f32 = 20.0;
     /// The number beside a slider.
     pub const NUMBER: f32 = 92.0;
     /// One of the three big cards.
     pub const CARD: egui::Vec2 = egui::vec2(232.0, 196.0);
+    /// Its height where the three stand under one another.
+    pub const CARD_WIDE: f32 = 96.0;
     /// The tallest the live picture of the overview gets.
     pub const PICTURE_HEIGHT: f32 = 360.0;
+    /// The room that a *Choose…* button takes, with its gap.
+    pub const CHOOSE: f32 = 116.0;
+    /// The room that a *Read only* box takes, with its gap.
+    pub const CHECK: f32 = 104.0;
+    /// How thick a meter is.
+    pub const METER: f32 = 6.0;
+    /// The width of a menu's rows.
+    pub const MENU: f32 = 240.0;
     /// A dialog's width.
     pub const DIALOG: f32 = 460.0;
     /// The file picker's width.
@@ -142,6 +156,8 @@ pub struct Tokens {
     pub screen: Color32,
     /// On a guest's screen that shows nothing.
     pub on_screen: Color32,
+    /// The sign on a small picture that shows nothing.
+    pub screen_off: Color32,
     /// Over the window, behind a dialog.
     pub backdrop: Color32,
     /// Under menus and dialogs.
@@ -181,7 +197,8 @@ pub static DARK: Tokens = Tokens {
     info_surface: rgb(0x1f2d28),
     screen: rgb(0x0b0c0d),
     on_screen: rgb(0x8d9096),
-    backdrop: Color32::from_rgba_premultiplied(0, 0, 0, 150),
+    screen_off: rgb(0x4a4d52),
+    backdrop: Color32::from_rgba_premultiplied(0, 0, 0, 120),
     shadow: Color32::from_rgba_premultiplied(0, 0, 0, 110),
 };
 
@@ -214,6 +231,7 @@ pub static LIGHT: Tokens = Tokens {
     info_surface: rgb(0xe6f4ec),
     screen: rgb(0x1b1c1e),
     on_screen: rgb(0xa2a5ab),
+    screen_off: rgb(0x5c5f65),
     backdrop: Color32::from_rgba_premultiplied(0, 0, 0, 90),
     shadow: Color32::from_rgba_premultiplied(0, 0, 0, 36),
 };

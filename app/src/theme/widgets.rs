@@ -7,7 +7,7 @@ use egui::{
 };
 
 use super::state::Shape;
-use super::style::semibold;
+use super::style::{glyph, icon_font, semibold};
 use super::tokens::{Tokens, size};
 use super::{icon, time, tokens};
 
@@ -42,6 +42,14 @@ pub trait UiExt {
     fn tool_button(&mut self, tone: Tone, icon: &str, label: &str, reason: Option<&str>) -> Response;
     /// A button without words. `name` is what it is called, in its tooltip and by a screen reader.
     fn icon_button(&mut self, icon: &str, name: &str) -> Response;
+    /// A button that takes all the width it is given.
+    fn wide_button(&mut self, icon: &str, label: &str, name: &str) -> Response;
+    /// A row of a menu, with its key at the right. `reason` says why it can't be used now.
+    fn menu_item(&mut self, icon: &str, label: &str, key: &str, reason: Option<&str>) -> Response;
+    /// A guest's picture inside `rect`, in its own proportions; a dark screen when there is none.
+    fn picture(&mut self, rect: egui::Rect, texture: Option<&egui::TextureHandle>, radius: u8);
+    /// How much of something is used.
+    fn meter(&mut self, used: f32, name: &str);
     /// A tab.
     fn tab(&mut self, selected: bool, label: &str) -> Response;
     /// A big card that is one button.
@@ -86,6 +94,63 @@ impl<'a> Note<'a> {
     /// The same with what is wrong, if anything is.
     pub fn or_error(self, error: Option<&'a str>) -> Note<'a> {
         Note { error, ..self }
+    }
+}
+
+/// A one-line text field, as high as a button.
+pub fn text_edit(text: &mut dyn egui::TextBuffer) -> egui::TextEdit<'_> {
+    egui::TextEdit::singleline(text).margin(Margin::symmetric(size::GAP as i8, 6)).vertical_align(Align::Center)
+}
+
+/// An amount: a slider over what makes sense here, and a number that takes anything.
+pub struct Amount<'a> {
+    /// What it is called.
+    pub name: &'a str,
+    /// What the slider reaches.
+    pub range: std::ops::RangeInclusive<f64>,
+    /// One step of the slider.
+    pub step: f64,
+    /// Each part of the slider doubles the value, rather than adding to it.
+    pub logarithmic: bool,
+    /// Writes the number.
+    pub format: fn(f64) -> String,
+    /// Reads it as a person types it.
+    pub parse: fn(&str) -> Option<f64>,
+    /// What stands at its right, points.
+    pub beside: f32,
+}
+
+impl Amount<'_> {
+    /// Draws it, and says whether `value` was changed. `label` is the id of its label.
+    pub fn show(self, ui: &mut Ui, label: Id, value: &mut f64) -> bool {
+        let t = ui.tokens();
+        let before = *value;
+        let enabled = ui.is_enabled();
+        let room = ui.available_width() - size::NUMBER - self.beside - 2.0 * size::GAP;
+        let slider = egui::Slider::new(value, self.range)
+            .logarithmic(self.logarithmic)
+            .step_by(self.step)
+            .clamping(egui::SliderClamping::Never)
+            .show_value(false);
+        let slider = ui.scope(|ui| {
+            let spacing = ui.spacing_mut();
+            spacing.slider_width = room.clamp(60.0, size::SLIDER);
+            // The handle's size follows the height.
+            spacing.interact_size.y = size::SLIDER_HEIGHT;
+            ui.visuals_mut().selection.bg_fill = t.accent;
+            ui.add(slider).labelled_by(label)
+        });
+        let shown = *value;
+        slider.inner.widget_info(|| WidgetInfo::slider(enabled, shown, self.name));
+        ui.spacing_mut().interact_size.x = size::NUMBER;
+        let number = egui::DragValue::new(value)
+            .speed(self.step / 8.0)
+            .custom_formatter(|value, _| (self.format)(value))
+            .custom_parser(self.parse);
+        let number = ui.add(number);
+        let shown = *value;
+        number.widget_info(|| WidgetInfo::slider(enabled, shown, format!("{}, as a number", self.name)));
+        *value != before
     }
 }
 
@@ -148,7 +213,7 @@ impl UiExt for Ui {
                     widget.fg_stroke.color = t.error;
                 }
             }
-            let button = if icon.is_empty() { Button::new(label) } else { Button::new((icon, label)) };
+            let button = if icon.is_empty() { Button::new(label) } else { Button::new((glyph(icon), label)) };
             let response = ui.add_enabled(reason.is_none(), button.min_size(vec2(0.0, size::CONTROL)));
             name(&response, WidgetType::Button, reason.is_none(), label);
             match reason {
@@ -160,13 +225,61 @@ impl UiExt for Ui {
     }
 
     fn icon_button(&mut self, icon: &str, label: &str) -> Response {
-        let button = Button::new(icon).frame_when_inactive(false).min_size(vec2(size::CONTROL, size::CONTROL));
+        let button = Button::new(glyph(icon)).frame_when_inactive(false).min_size(vec2(size::CONTROL, size::CONTROL));
         let response = self.scope(|ui| {
             ui.spacing_mut().button_padding = vec2(size::GAP_SMALL, size::GAP_SMALL);
             ui.add(button)
         });
         name(&response.inner, WidgetType::Button, true, label);
         response.inner.on_hover_text(label)
+    }
+
+    fn wide_button(&mut self, icon: &str, label: &str, text: &str) -> Response {
+        let button = Button::new((glyph(icon), label)).min_size(vec2(self.available_width(), size::CONTROL));
+        let response = self.add(button);
+        name(&response, WidgetType::Button, true, text);
+        response.on_hover_text(text)
+    }
+
+    fn menu_item(&mut self, icon: &str, label: &str, key: &str, reason: Option<&str>) -> Response {
+        let button = Button::new((glyph(icon), label)).shortcut_text(key).min_size(vec2(size::MENU, 0.0));
+        let response = self.add_enabled(reason.is_none(), button);
+        name(&response, WidgetType::Button, reason.is_none(), label);
+        match reason {
+            Some(reason) => response.on_disabled_hover_text(reason),
+            None => response,
+        }
+    }
+
+    fn picture(&mut self, rect: egui::Rect, texture: Option<&egui::TextureHandle>, radius: u8) {
+        let t = self.tokens();
+        let corners = CornerRadius::same(radius);
+        self.painter().rect_filled(rect, corners, t.screen);
+        if texture.is_none() {
+            let font = icon_font(rect.height() * 0.5);
+            self.painter().text(rect.center(), egui::Align2::CENTER_CENTER, icon::MONITOR, font, t.screen_off);
+        }
+        if let Some(texture) = texture {
+            let own = texture.size_vec2();
+            let scale = (rect.width() / own.x.max(1.0)).min(rect.height() / own.y.max(1.0));
+            let place = egui::Rect::from_center_size(rect.center(), own * scale);
+            egui::Image::new(texture).corner_radius(corners).paint_at(self, place);
+        }
+        let line = Stroke::new(size::LINE, t.border);
+        self.painter().rect_stroke(rect, corners, line, egui::StrokeKind::Inside);
+    }
+
+    fn meter(&mut self, used: f32, label: &str) {
+        let t = self.tokens();
+        let (rect, response) = self.allocate_exact_size(vec2(self.available_width(), size::METER), Sense::hover());
+        response.widget_info(|| WidgetInfo::labeled(WidgetType::ProgressIndicator, true, label));
+        let corners = CornerRadius::same(size::METER as u8 / 2);
+        self.painter().rect_filled(rect, corners, t.border);
+        if used > 0.0 {
+            let mut full = rect;
+            full.set_width((rect.width() * used.min(1.0)).max(size::METER));
+            self.painter().rect_filled(full, corners, t.accent);
+        }
     }
 
     fn tab(&mut self, selected: bool, label: &str) -> Response {
@@ -202,7 +315,7 @@ impl UiExt for Ui {
         let wide = card.x > card.y * 1.5;
         let layout = if wide { Layout::left_to_right(Align::Center) } else { Layout::top_down(Align::Center) };
         let mut ui = self.new_child(UiBuilder::new().max_rect(inner).layout(layout));
-        let icon = Label::new(RichText::new(icon).size(size::ICON_HERO).color(t.accent_text));
+        let icon = Label::new(glyph(icon).size(size::ICON_HERO).color(t.accent_text));
         let words = |ui: &mut Ui| {
             ui.label(RichText::new(title).font(FontId::new(size::TEXT_SECTION, semibold())));
             ui.add(Label::new(RichText::new(text).color(t.text_muted)).wrap());
@@ -227,6 +340,7 @@ impl UiExt for Ui {
     fn state_sign(&mut self, shape: Shape, color: Color32, word: &str) -> Response {
         self.horizontal(|ui| {
             ui.spacing_mut().item_spacing.x = 6.0;
+            ui.spacing_mut().interact_size.y = size::TEXT;
             let (rect, _) = ui.allocate_exact_size(vec2(12.0, 12.0), Sense::hover());
             shape.paint(ui.painter(), rect, color, ui.input(|i| i.time));
             if shape == Shape::Spinner {
@@ -267,7 +381,7 @@ impl UiExt for Ui {
             .show(self, |ui| {
                 ui.set_width(ui.available_width());
                 ui.with_layout(Layout::left_to_right(Align::TOP), |ui| {
-                    ui.label(RichText::new(sign).size(20.0).color(color));
+                    ui.label(glyph(sign).size(20.0).color(color));
                     ui.vertical(|ui| {
                         ui.spacing_mut().item_spacing.y = size::GAP_SMALL;
                         ui.add(Label::new(RichText::new(title).font(FontId::new(size::TEXT, semibold()))).wrap());
@@ -297,7 +411,7 @@ impl UiExt for Ui {
             if let Some(error) = note.error {
                 let mut job = LayoutJob::default();
                 let font = FontId::new(size::TEXT_SMALL, egui::FontFamily::Proportional);
-                job.append(icon::ERROR, 0.0, TextFormat::simple(font.clone(), t.error));
+                job.append(icon::ERROR, 0.0, TextFormat::simple(icon_font(size::TEXT_SMALL), t.error));
                 job.append(error, size::GAP_SMALL, TextFormat::simple(font, t.error));
                 let response = ui.add(Label::new(job).wrap());
                 response.widget_info(|| WidgetInfo::labeled(WidgetType::Label, true, error));
@@ -342,7 +456,7 @@ impl UiExt for Ui {
         let mut open = self.data(|data| data.get_temp::<bool>(id)).unwrap_or(false);
         let sign = if open { icon::UNFOLDED } else { icon::FOLDED };
         let text = RichText::new(label).font(FontId::new(size::TEXT, semibold()));
-        let response = self.add(Button::new((RichText::new(sign).color(t.text_muted), text)).frame_when_inactive(false));
+        let response = self.add(Button::new((glyph(sign).color(t.text_muted), text)).frame_when_inactive(false));
         response.widget_info(|| {
             let mut info = WidgetInfo::labeled(WidgetType::CollapsingHeader, true, label);
             info.selected = Some(open);
@@ -380,7 +494,7 @@ impl UiExt for Ui {
         let t = self.tokens();
         let (rect, response) = self.allocate_exact_size(size, Sense::click());
         self.painter().rect_filled(rect, CornerRadius::same(size::RADIUS_LARGE), t.screen);
-        let font = FontId::proportional(size::ICON_HERO);
+        let font = icon_font(size::ICON_HERO);
         let lift = vec2(0.0, 14.0);
         self.painter().text(rect.center() - lift, egui::Align2::CENTER_CENTER, icon, font, t.on_screen);
         let font = FontId::proportional(size::TEXT);

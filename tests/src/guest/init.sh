@@ -7,4 +7,6 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
 while read -r module; do insmod "/modules/$module.ko"; done < /modules/order
 setsid cttyhack sh /script
+# Powering off loses what the serial port's driver has not sent yet, and busybox knows no tcdrain().
+sleep 1
 poweroff -f

@@ -191,6 +191,11 @@ impl Screen {
         shared.mode.map(|mode| (mode, shared.pixels.clone()))
     }
 
+    /// Its size now; `None` when it is off.
+    pub fn mode(&self) -> Option<Mode> {
+        self.lock().mode
+    }
+
     /// How many times a device presented something: changes when the picture may have.
     pub fn frames(&self) -> u64 {
         self.lock().frames

@@ -3,5 +3,7 @@
 pub mod chardev;
 pub mod disk;
 pub mod display;
+pub mod edid;
 pub mod input;
+pub mod monitor;
 pub mod net;

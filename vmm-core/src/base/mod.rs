@@ -5,6 +5,6 @@ mod state;
 mod worker;
 
 pub use memory::{GuestMemory, HIGH_RAM_START, LOW_RAM_MAX, MemoryError, RamRegion};
-pub use state::{Component, SavedState, Section, StateError};
+pub use state::{Bytes, Component, SavedState, Section, StateError};
 pub use vm_memory::{ByteValued, GuestAddress, VolatileSlice};
 pub use worker::{Executor, InlineExecutor, Task, TaskId, WorkerThread};

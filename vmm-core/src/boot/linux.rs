@@ -5,10 +5,10 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use linux_loader::loader::elf::{Elf, PvhBootCapability};
-use linux_loader::loader::{BzImage, KernelLoader, KernelLoaderResult};
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
+use linux_loader::loader::elf::{Elf, PvhBootCapability};
+use linux_loader::loader::{BzImage, KernelLoader, KernelLoaderResult};
 
 use super::BootError;
 use super::acpi::AcpiFiles;

@@ -154,9 +154,9 @@ impl ConfigSpace {
         self.allow(reg::BAR0 + 4 * bar, &(!(size - 1) & !fixed).to_le_bytes());
     }
 
-    /// The size of a BAR, if there is one.
-    pub fn bar_size(&self, bar: usize) -> Option<u32> {
-        self.bars.get(bar).copied().flatten().map(|b| b.size)
+    /// A BAR's kind and size, if there is one.
+    pub fn bar(&self, bar: usize) -> Option<(BarKind, u32)> {
+        self.bars.get(bar).copied().flatten().map(|b| (b.kind, b.size))
     }
 
     /// Appends a capability: `body` follows its id and next bytes, `writable` says which bits of it the guest may

@@ -22,7 +22,8 @@ impl PciAddress {
         PciAddress { device, function }
     }
 
-    fn index(self) -> usize {
+    /// Its number on the bus, as configuration mechanisms count functions.
+    pub fn index(self) -> usize {
         usize::from(self.device) << 3 | usize::from(self.function)
     }
 }

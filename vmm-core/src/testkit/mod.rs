@@ -11,7 +11,7 @@ pub use conformance::*;
 pub use guest::{Guest, Segments};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::hw::{Doorbells, IrqLine, MsiMessage, MsiRoute, MsiSink};
+use crate::hw::{Doorbells, IrqLine, MemorySlots, MsiMessage, MsiRoute, MsiSink, SharedRegion, SlotId};
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -92,5 +92,69 @@ impl Doorbells for NoDoorbells {
 
     fn unregister(&self, _: u64, _: &EventFd) -> io::Result<()> {
         Ok(())
+    }
+}
+
+const PAGE: u64 = 4096;
+
+struct FakeSlot {
+    address: u64,
+    region: Arc<SharedRegion>,
+    offset: u64,
+    len: u64,
+    dirty: Vec<u64>,
+}
+
+/// Memory slots that a test writes through, as a guest would, with a dirty log.
+#[derive(Default, Clone)]
+pub struct FakeSlots {
+    slots: Arc<Mutex<Vec<Option<FakeSlot>>>>,
+}
+
+impl FakeSlots {
+    /// Writes where a slot shows memory; false where none does and a guest's access would exit.
+    pub fn write(&self, address: u64, data: &[u8]) -> bool {
+        let mut slots = lock(&self.slots);
+        let end = address + data.len() as u64;
+        let Some(slot) = slots.iter_mut().flatten().find(|s| address >= s.address && end <= s.address + s.len) else {
+            return false;
+        };
+        let at = address - slot.address;
+        slot.region.slice((slot.offset + at) as usize, data.len()).expect("a slot inside its region").copy_from(data);
+        for page in at / PAGE..=(at + data.len() as u64 - 1) / PAGE {
+            slot.dirty[(page / 64) as usize] |= 1 << (page % 64);
+        }
+        true
+    }
+
+    /// Where memory is shown now: address and length of each slot.
+    pub fn shown(&self) -> Vec<(u64, u64)> {
+        lock(&self.slots).iter().flatten().map(|s| (s.address, s.len)).collect()
+    }
+}
+
+impl MemorySlots for FakeSlots {
+    fn map(&self, address: u64, region: &Arc<SharedRegion>, offset: u64, len: u64) -> io::Result<SlotId> {
+        assert!(address.is_multiple_of(PAGE) && offset.is_multiple_of(PAGE) && len.is_multiple_of(PAGE) && len > 0);
+        assert!(offset + len <= region.len() as u64, "a slot beyond its region");
+        let mut slots = lock(&self.slots);
+        let overlaps = |s: &FakeSlot| address < s.address + s.len && s.address < address + len;
+        if slots.iter().flatten().any(overlaps) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let dirty = vec![0; (len / PAGE).div_ceil(64) as usize];
+        slots.push(Some(FakeSlot { address, region: region.clone(), offset, len, dirty }));
+        Ok(SlotId(slots.len() as u32 - 1))
+    }
+
+    fn unmap(&self, slot: SlotId) -> io::Result<()> {
+        lock(&self.slots)[slot.0 as usize].take().map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn take_dirty(&self, slot: SlotId) -> io::Result<Vec<u64>> {
+        let mut slots = lock(&self.slots);
+        let slot = slots[slot.0 as usize].as_mut().ok_or(io::ErrorKind::NotFound)?;
+        let clean = vec![0; slot.dirty.len()];
+        Ok(std::mem::replace(&mut slot.dirty, clean))
     }
 }

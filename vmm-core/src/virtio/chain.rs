@@ -117,6 +117,21 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
+    fn runs(&mut self, mut len: usize) -> Result<Vec<(GuestAddress, usize)>, Fault> {
+        if len > self.remaining() {
+            return Err(Fault::Request("a request is shorter than its kind"));
+        }
+        let mut runs = Vec::with_capacity(self.segments.len());
+        while len > 0
+            && let Some(slice) = self.next(len)?
+        {
+            len -= slice.len();
+            let end = self.segments[0].address + u64::from(self.offset);
+            runs.push((GuestAddress(end - slice.len() as u64), slice.len()));
+        }
+        Ok(runs)
+    }
+
     fn slices(&mut self, mut len: usize) -> Result<Vec<VolatileSlice<'a>>, Fault> {
         if len > self.remaining() {
             return Err(Fault::Request("a request is shorter than its kind"));
@@ -169,6 +184,11 @@ impl<'a> Reader<'a> {
         self.0.advance(len)
     }
 
+    /// Where in guest RAM the next `len` bytes are, for I/O that goes on after the call.
+    pub fn runs(&mut self, len: usize) -> Result<Vec<(GuestAddress, usize)>, Fault> {
+        self.0.runs(len)
+    }
+
     /// The next `len` bytes where they are, for I/O without a copy.
     pub fn slices(&mut self, len: usize) -> Result<Vec<VolatileSlice<'a>>, Fault> {
         self.0.slices(len)
@@ -217,6 +237,11 @@ impl<'a> Writer<'a> {
     /// Passes over room.
     pub fn skip(&mut self, len: usize) -> Result<(), Fault> {
         self.0.advance(len)
+    }
+
+    /// Where in guest RAM the next `len` bytes of room are, for I/O that goes on after the call.
+    pub fn runs(&mut self, len: usize) -> Result<Vec<(GuestAddress, usize)>, Fault> {
+        self.0.runs(len)
     }
 
     /// The next `len` bytes of room where they are, for I/O without a copy.

@@ -31,6 +31,14 @@ impl<D: Device> Runner<D> {
         if self.failed {
             return;
         }
+        let signalled = self.work(work).and_then(|()| self.signal());
+        if let Err(fault) = signalled {
+            self.failed = true;
+            self.shared.needs_reset(&fault);
+        }
+    }
+
+    fn work(&mut self, work: impl FnOnce(&mut D, &mut Io<'_>) -> Result<(), Fault>) -> Result<(), Fault> {
         let mut problems = Vec::new();
         let memory = self.shared.memory.clone();
         let mut io = Io {
@@ -41,18 +49,13 @@ impl<D: Device> Runner<D> {
             problems: &mut problems,
         };
         let worked = work(&mut self.device, &mut io);
-        let config_changed = io.config_changed;
-        let signalled = worked.and_then(|()| self.signal());
-        if config_changed {
+        if io.config_changed {
             self.shared.config_interrupt();
         }
         for problem in problems {
             self.shared.problem(problem);
         }
-        if let Err(fault) = signalled {
-            self.failed = true;
-            self.shared.needs_reset(&fault);
-        }
+        worked
     }
 
     fn signal(&mut self) -> Result<(), Fault> {
@@ -111,10 +114,16 @@ impl<D: Device> Task for Runner<D> {
     }
 
     fn stopped(mut self: Box<Self>) {
-        self.run(|device, io| {
+        let quiesce = |device: &mut D, io: &mut Io<'_>| {
             device.quiesce(io);
             Ok(())
-        });
+        };
+        if self.failed {
+            // Its queues are left alone, but what it has in flight on the host must end.
+            let _ = self.work(quiesce);
+        } else {
+            self.run(quiesce);
+        }
         let Runner { device, queues, shared, .. } = *self;
         let states = queues.iter().map(|q| q.state().clone()).collect();
         shared.stopped(device, states);

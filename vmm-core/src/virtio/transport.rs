@@ -557,7 +557,7 @@ impl<D: Device> VirtioPci<D> {
         let bar = pci.dword(self.pci_cfg_capability + 4) as u8;
         let (at, size) = (pci.dword(self.pci_cfg_capability + 8), pci.dword(self.pci_cfg_capability + 12));
         let fits = size as usize == len && matches!(len, 1 | 2 | 4) && at % size == 0;
-        let inside = pci.bar_size(usize::from(bar)).is_some_and(|s| u64::from(at) + len as u64 <= u64::from(s));
+        let inside = pci.bar(usize::from(bar)).is_some_and(|(_, s)| u64::from(at) + len as u64 <= u64::from(s));
         (fits && inside).then_some((usize::from(bar), u64::from(at)))
     }
 

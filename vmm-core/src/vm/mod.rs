@@ -1,15 +1,23 @@
 //! The machine and its life. The only doors into this crate for an application are [`Vm`], [`VmHandle`],
 //! [`VmCommand`], [`VmEvent`] and the ports of [`crate::backend`].
 
+mod boot_plan;
+mod build;
+mod control;
 mod lifecycle;
+mod machine;
 
 use std::path::PathBuf;
 
+pub use control::VmHandle;
 pub use lifecycle::Lifecycle;
 
 use crate::backend::chardev::CharPort;
 use crate::backend::display::DisplaySink;
 use crate::backend::input::InputPort;
+use crate::boot::BootError;
+use crate::config::{ConfigError, VmConfig};
+use crate::kvm::KvmError;
 
 /// The host's ends of what a machine talks through, given to it when it is built.
 pub struct Ports {
@@ -88,16 +96,25 @@ pub struct Problem {
 pub enum BuildError {
     /// The configuration is wrong.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
-    Config(Vec<crate::config::ConfigError>),
-    /// The host lacks something.
+    Config(Vec<ConfigError>),
+    /// /dev/kvm can't be used, or refused something.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// There is nothing to start.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The host lacks something, or a file can't be used.
     #[error("{what}")]
     Host {
         /// What was tried, on what.
         what: String,
         /// Why it failed.
         #[source]
-        source: std::io::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The monitor itself failed.
+    #[error("a defect in the monitor stopped the machine while it was built")]
+    Defect,
 }
 
 /// A machine whose thread has ended, or a command that its state refuses.
@@ -111,31 +128,22 @@ pub struct Vm;
 impl Vm {
     /// Builds the machine and starts it. `events` is called from the machine's control thread.
     pub fn start(
-        config: &crate::config::VmConfig,
+        config: &VmConfig,
         ports: Ports,
         events: impl Fn(VmEvent) + Send + 'static,
     ) -> Result<VmHandle, BuildError> {
-        let _ = (ports, events);
-        config.validate().map_err(BuildError::Config)?;
-        Err(BuildError::Host { what: "not built yet".into(), source: std::io::ErrorKind::Unsupported.into() })
+        control::start(config, ports, events)
     }
 }
 
-/// Commands a machine; clones command the same one.
-#[derive(Clone)]
-pub struct VmHandle {}
-
-impl VmHandle {
-    /// Asks the machine for something, and waits until it is done or refused (never long).
-    pub fn send(&self, command: VmCommand) -> Result<(), CommandError> {
-        Err(CommandError(format!("{command:?}: not built yet")))
+/// An error's text with all its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
     }
-
-    /// What the machine is doing.
-    pub fn state(&self) -> Lifecycle {
-        Lifecycle::Created
-    }
-
-    /// Waits until the machine has stopped and all its threads have ended.
-    pub fn wait(&self) {}
+    text
 }

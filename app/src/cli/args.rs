@@ -1,0 +1,310 @@
+//! The verbs and flags of `orangery`, and their help.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::control::Stream;
+
+const AFTER: &str = "\
+Examples:
+  orangery                                         open the manager's window
+  orangery boot --cdrom debian.iso --new-disk 8G   try an ISO; nothing is kept
+  orangery create 'Debian 12' --cdrom debian.iso --new-disk 40G
+  orangery run 'Debian 12'                         start it with its window
+  orangery send-keys 'Debian 12' 'ls -l' enter     type in it
+  orangery list --json                             for scripts
+
+Exit codes:
+  0 done   1 failed   2 wrong usage   3 no such virtual machine   4 its state does not allow it
+  5 this computer cannot (no /dev/kvm, no firmware, no permission); see 'orangery check'
+
+Virtual machines are folders in ~/.local/share/orangery/machines, or in $ORANGERY_LIBRARY.
+With --json an error is one line too: {\"error\":{\"code\":3,\"message\":\"…\"}}.";
+
+/// Virtual machines on your own computer
+#[derive(Debug, Parser)]
+#[command(name = "orangery", version, about, after_help = AFTER, arg_required_else_help = false)]
+#[command(disable_help_subcommand = true, max_term_width = 100)]
+pub struct Cli {
+    /// What to do; without it the manager's window opens
+    #[command(subcommand)]
+    pub verb: Option<Verb>,
+    /// Print JSON, for scripts
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// What `orangery` does.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Make a virtual machine
+    #[command(after_help = "\
+Examples:
+  orangery create 'Debian 12' --cdrom debian-12.iso --new-disk 40G
+  orangery create tiny --kernel vmlinuz --initrd initrd.gz --cmdline 'console=ttyS0' --memory 512
+  orangery create old --disk /vms/old.img --disk /vms/data.img,ro")]
+    Create {
+        /// What to call it; any text that can be read
+        name: String,
+        #[command(flatten)]
+        machine: MachineArgs,
+    },
+    /// Start a throwaway virtual machine, its serial console on this terminal (Ctrl-] leaves)
+    #[command(after_help = "\
+Nothing is kept: a --new-disk is gone when the machine ends. Exits 0 when the guest powers off.
+
+Examples:
+  orangery boot --cdrom debian-12.iso
+  orangery boot --headless --kernel vmlinuz --initrd initrd.gz --cmdline 'console=ttyS0'")]
+    Boot {
+        #[command(flatten)]
+        machine: MachineArgs,
+    },
+    /// List the virtual machines
+    #[command(visible_alias = "ls")]
+    List,
+    /// Say all about one
+    Show {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Start one in this terminal's foreground, with its window
+    Run {
+        #[command(flatten)]
+        which: Which,
+        /// No window; needs no display
+        #[arg(long)]
+        headless: bool,
+    },
+    /// Start one in the background, with its window
+    Start {
+        #[command(flatten)]
+        which: Which,
+        /// No window; needs no display
+        #[arg(long)]
+        headless: bool,
+    },
+    /// Ask the guest to shut down and wait until it has
+    Stop {
+        #[command(flatten)]
+        which: Which,
+        /// Pull the plug instead: what the guest has not written is lost
+        #[arg(long)]
+        force: bool,
+        /// Give up after this many seconds; the machine then runs on
+        #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+        timeout: u64,
+    },
+    /// Press the reset button: what the guest has not written is lost
+    Reset {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Stop its CPUs for a while
+    Pause {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Go on after a pause
+    Resume {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Show its window in front
+    Raise {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Give one another name
+    Rename {
+        #[command(flatten)]
+        which: Which,
+        /// The new name
+        new: String,
+    },
+    /// Move one to the trash, disks and all ('orangery restore' brings it back)
+    Delete {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// List what is in the trash, or empty it
+    Trash {
+        /// Remove for good what is in it
+        #[arg(long)]
+        empty: bool,
+    },
+    /// Bring one back from the trash
+    Restore {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Put its serial console on this terminal (Ctrl-] leaves)
+    Console {
+        #[command(flatten)]
+        which: Which,
+        /// Which console: serial (ttyS0) or virtio (hvc0)
+        #[arg(long, value_name = "PORT", default_value = "serial", value_parser = stream)]
+        port: Stream,
+    },
+    /// Save its screen as a PNG
+    Screenshot {
+        #[command(flatten)]
+        which: Which,
+        /// Where to; '-' is standard output
+        file: PathBuf,
+        /// Scale it down to this width
+        #[arg(long, value_name = "PIXELS")]
+        max_width: Option<u32>,
+    },
+    /// Type text and press keys in it, as on a US keyboard
+    #[command(after_help = "\
+An argument that names a key or a chord is pressed, anything else is typed as it is. Keys are called
+enter, tab, esc, space, backspace, delete, insert, home, end, pageup, pagedown, up, down, left, right,
+f1 … f12, super, menu, print, kp0 … kp9; chords join them: ctrl-c, ctrl-alt-delete, alt-f4, shift-tab.
+
+Examples:
+  orangery send-keys 'Debian 12' root enter
+  orangery send-keys 'Debian 12' --text enter      type the word 'enter'")]
+    SendKeys {
+        #[command(flatten)]
+        which: Which,
+        /// Texts and keys, in order
+        #[arg(required = true, allow_hyphen_values = true)]
+        keys: Vec<String>,
+        /// Type everything as text
+        #[arg(long, short)]
+        text: bool,
+    },
+    /// Put an ISO in its CD-ROM drive
+    Insert {
+        #[command(flatten)]
+        which: Which,
+        /// The ISO
+        iso: PathBuf,
+        /// Which drive
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        drive: usize,
+    },
+    /// Take the medium out of its CD-ROM drive
+    Eject {
+        #[command(flatten)]
+        which: Which,
+        /// Which drive
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        drive: usize,
+    },
+    /// Print what happens to it, until it stops
+    Events {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Say what a file is and what would be made from it
+    Detect {
+        /// An ISO, a disk image or a kernel
+        file: PathBuf,
+    },
+    /// Check that this computer has what virtual machines need
+    Check,
+    /// Show the built-in guest: a moving picture, your keys and pointer, and a test of the devices
+    Demo {
+        /// No window; its test goes to this terminal
+        #[arg(long)]
+        headless: bool,
+    },
+}
+
+/// Which virtual machine.
+#[derive(Debug, Args)]
+pub struct Which {
+    /// Its name, id or folder
+    pub name: String,
+}
+
+/// What a virtual machine is made of.
+#[derive(Debug, Args)]
+pub struct MachineArgs {
+    /// An ISO in a CD-ROM drive (repeatable); it is started first
+    #[arg(long, value_name = "ISO")]
+    pub cdrom: Vec<PathBuf>,
+    /// An existing raw disk image or block device (repeatable); ',ro' makes it read-only
+    #[arg(long, value_name = "PATH[,ro]")]
+    pub disk: Vec<String>,
+    /// A new, empty disk, like 40G; it takes the space that is written (repeatable)
+    #[arg(long, value_name = "SIZE", value_parser = crate::library::size::parse)]
+    pub new_disk: Vec<u64>,
+    /// Start this kernel (bzImage, or ELF with a PVH entry) instead of the BIOS
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// The kernel's initial RAM disk
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line
+    #[arg(long, value_name = "TEXT", requires = "kernel", allow_hyphen_values = true)]
+    pub cmdline: Option<String>,
+    /// Memory, MiB [default: what suits this computer, 4096 on a large one]
+    #[arg(long, value_name = "MIB")]
+    pub memory: Option<u64>,
+    /// CPUs [default: what suits this computer, at most 4]
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<u32>,
+    /// No window (boot: at once; create: has no effect, see 'run --headless')
+    #[arg(long)]
+    pub headless: bool,
+    /// A network card on an existing tap interface (repeatable), or none
+    #[arg(long, value_name = "none|tap=IFNAME", value_parser = net)]
+    pub net: Vec<Net>,
+}
+
+/// A network card as the command line has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Net {
+    /// No card.
+    None,
+    /// One on this tap interface.
+    Tap(String),
+}
+
+fn net(text: &str) -> Result<Net, String> {
+    match text.split_once('=') {
+        None if text == "none" => Ok(Net::None),
+        Some(("tap", name)) if !name.is_empty() => Ok(Net::Tap(name.into())),
+        _ => Err("write none or tap=IFNAME, like tap=tap0".into()),
+    }
+}
+
+fn stream(text: &str) -> Result<Stream, String> {
+    match text {
+        "serial" => Ok(Stream::Serial),
+        "virtio" => Ok(Stream::Console),
+        _ => Err("write serial or virtio".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_and_flag_says_what_it_does() {
+        for verb in Cli::command().get_subcommands() {
+            assert!(verb.get_about().is_some(), "{}", verb.get_name());
+            for arg in verb.get_arguments().filter(|arg| !arg.is_hide_set()) {
+                assert!(arg.get_help().is_some(), "{} {}", verb.get_name(), arg.get_id());
+            }
+        }
+    }
+
+    #[test]
+    fn networks_are_none_or_a_tap() {
+        assert_eq!(net("none"), Ok(Net::None));
+        assert_eq!(net("tap=tap0"), Ok(Net::Tap("tap0".into())));
+        assert!(net("tap=").is_err() && net("user").is_err() && net("").is_err());
+    }
+}

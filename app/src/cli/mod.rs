@@ -1,0 +1,136 @@
+//! The command line: every verb of the windows, through the same functions.
+
+mod args;
+mod output;
+mod verbs;
+
+use std::error::Error;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use serde_json::json;
+use vmm_core::vm::BuildError;
+
+use crate::control::ControlError;
+use crate::library::{LibraryError, detect::DetectError};
+use crate::session::{LaunchError, RunError};
+use args::Cli;
+
+/// How a command ends, for scripts; documented in `orangery --help`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// It failed.
+    Failed = 1,
+    /// The command line is wrong, or asks for a machine that cannot be.
+    Usage = 2,
+    /// There is no such machine.
+    NotFound = 3,
+    /// The machine's state does not allow it.
+    State = 4,
+    /// This computer lacks something.
+    Host = 5,
+}
+
+/// Why a verb failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The library.
+    #[error(transparent)]
+    Library(#[from] LibraryError),
+    /// A running machine.
+    #[error("{name:?}")]
+    Control {
+        /// The machine.
+        name: String,
+        /// What it did not do, or why it cannot be asked.
+        #[source]
+        source: ControlError,
+    },
+    /// The machine in this process.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// A machine in a process of its own.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// A file that is looked at.
+    #[error(transparent)]
+    Detect(#[from] DetectError),
+    /// Something else on this computer.
+    #[error("could not {what}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Something in words, with its exit code.
+    #[error("{1}")]
+    Words(Exit, String),
+}
+
+impl CliError {
+    fn exit(&self) -> u8 {
+        let exit = match self {
+            CliError::Library(error) | CliError::Run(RunError::Library(error)) => match error {
+                LibraryError::NotFound { .. } => Exit::NotFound,
+                LibraryError::Exists(_) | LibraryError::Running { .. } => Exit::State,
+                LibraryError::Name { .. } | LibraryError::Config(_) => Exit::Usage,
+                LibraryError::Broken { .. } | LibraryError::Io { .. } => Exit::Failed,
+            },
+            CliError::Control { source: ControlError::NotRunning | ControlError::Refused(_), .. } => Exit::State,
+            CliError::Run(RunError::Build { source: BuildError::Config(_), .. }) => Exit::Usage,
+            CliError::Run(RunError::Build { .. } | RunError::Host { .. } | RunError::Window(_)) => Exit::Host,
+            CliError::Launch(error) => return error.code,
+            CliError::Words(exit, _) => *exit,
+            CliError::Control { .. }
+            | CliError::Run(RunError::Ended(_))
+            | CliError::Detect(_)
+            | CliError::Io { .. } => Exit::Failed,
+        };
+        exit as u8
+    }
+}
+
+/// An error with its causes, as one sentence.
+fn sentence(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // clap's own code for wrong usage is 2, and help is no error.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage as u8));
+        }
+    };
+    let json = cli.json;
+    match verbs::perform(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let (code, message) = (error.exit(), sentence(&error));
+            if json {
+                print(&format!("{}\n", json!({ "error": { "code": code, "message": message } })));
+            }
+            let _ = writeln!(std::io::stderr(), "orangery: {message}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// Writes to standard output. A reader that went away (`| head`) has read enough.
+fn print(text: &str) {
+    let mut output = std::io::stdout().lock();
+    let _ = output.write_all(text.as_bytes()).and_then(|()| output.flush());
+}

@@ -1,0 +1,442 @@
+//! What each verb does.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde_json::json;
+use vmm_core::config::{Boot, Cache, CdromConfig, DiskConfig, DisplayConfig, NetConfig, VmConfig};
+
+use super::args::{Cli, MachineArgs, Net, Verb, Which};
+use super::output::{Checked, Deleted, Detected, Listed, Shown, table, words};
+use super::{CliError, Exit, print};
+use crate::control::protocol::Request;
+use crate::control::{Client, ControlError, Power, keys};
+use crate::library::{self, Entry, HostLimits, Library, Machine, NewDisk, NewMachine, preflight};
+use crate::session::{self, Announcement, Throwaway};
+
+/// Between two looks at a machine that is shutting down.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Does what the command line says.
+pub fn perform(cli: Cli) -> Result<(), CliError> {
+    let out = Out { json: cli.json };
+    let Some(verb) = cli.verb else { return manager() };
+    match verb {
+        Verb::Create { name, machine } => create(out, name, &machine),
+        Verb::Boot { machine } => boot(&machine),
+        Verb::List => list(out),
+        Verb::Show { which } => show(out, &which),
+        Verb::Run { which, headless } => run(out, &which, headless),
+        Verb::Start { which, headless } => start(out, &which, headless),
+        Verb::Stop { which, force, timeout } => stop(out, &which, force, Duration::from_secs(timeout)),
+        Verb::Reset { which } => command(out, &which, &Request::Reset, "reset"),
+        Verb::Pause { which } => command(out, &which, &Request::Pause, "paused"),
+        Verb::Resume { which } => command(out, &which, &Request::Resume, "resumed"),
+        Verb::Raise { which } => command(out, &which, &Request::Raise, "raised"),
+        Verb::Rename { which, new } => {
+            let machine = library()?.rename(&which.name, &new)?;
+            out.machine(&machine, &format!("{:?} is now called {:?}", which.name, machine.name));
+            Ok(())
+        }
+        Verb::Delete { which } => {
+            let trashed = library()?.trash(&which.name)?;
+            let name = &trashed.name;
+            out.say(
+                &Deleted::from(&trashed),
+                &format!("{name:?} is in the trash; bring it back with: orangery restore {name:?}"),
+            );
+            Ok(())
+        }
+        Verb::Trash { empty } => trash(out, empty),
+        Verb::Restore { which } => restore(out, &which),
+        Verb::Console { which, port } => {
+            let (machine, client) = connect(&which)?;
+            let attached = client.attach(port).map_err(asked(&machine))?;
+            session::attach(attached).map_err(|source| CliError::Io { what: "use the terminal".into(), source })
+        }
+        Verb::Screenshot { which, file, max_width } => screenshot(out, &which, &file, max_width),
+        Verb::SendKeys { which, keys, text } => send_keys(out, &which, &keys, text),
+        Verb::Insert { which, iso, drive } => medium(out, &which, drive, Some(iso)),
+        Verb::Eject { which, drive } => medium(out, &which, drive, None),
+        Verb::Events { which } => events(&which),
+        Verb::Detect { file } => {
+            let medium = library::detect(&file)?;
+            let name = medium.suggested_name();
+            let warning = medium.warning().map(|text| format!("\n{text}")).unwrap_or_default();
+            out.say(
+                &Detected::from(&medium),
+                &format!("{}\nA machine made from it: {name:?}{warning}", medium.describe()),
+            );
+            Ok(())
+        }
+        Verb::Check => check(out),
+        Verb::Demo { headless } => {
+            let demo = session::demo(headless)?;
+            let announce = |announcement: &Announcement| out.say(announcement, "");
+            Ok(session::boot(&demo, out.json.then_some(&announce as &dyn Fn(&Announcement)))?)
+        }
+    }
+}
+
+/// Where a verb's answer goes.
+#[derive(Debug, Clone, Copy)]
+struct Out {
+    json: bool,
+}
+
+impl Out {
+    /// Prints an answer: as one line of JSON, or in words (nothing when there are none).
+    fn say(self, value: &impl Serialize, text: &str) {
+        if self.json {
+            // The shapes have string keys and finite numbers only: they always serialise.
+            print(&format!("{}\n", serde_json::to_string(value).unwrap_or_default()));
+        } else if !text.is_empty() {
+            print(&format!("{}\n", text.trim_end()));
+        }
+    }
+
+    /// Answers with a machine.
+    fn machine(self, machine: &Machine, text: &str) {
+        self.say(&Shown::new(machine, None), text);
+    }
+}
+
+fn library() -> Result<Library, CliError> {
+    Ok(Library::open_default()?)
+}
+
+#[cfg(feature = "gui")]
+fn manager() -> Result<(), CliError> {
+    let failed = |error: anyhow::Error| CliError::Words(Exit::Host, format!("{error:#}"));
+    crate::manager::run(crate::manager::Options::default()).map_err(failed)
+}
+
+#[cfg(not(feature = "gui"))]
+fn manager() -> Result<(), CliError> {
+    let text = "this Orangery was built without windows; 'orangery --help' lists what it can do";
+    Err(CliError::Words(Exit::Usage, text.into()))
+}
+
+/// A disk as the command line has it: `PATH` or `PATH,ro`.
+fn disk(text: &str) -> (PathBuf, bool) {
+    match text.strip_suffix(",ro") {
+        Some(path) => (path.into(), true),
+        None => (text.into(), false),
+    }
+}
+
+fn boot_of(args: &MachineArgs) -> Boot {
+    match &args.kernel {
+        None => Boot::Bios,
+        Some(kernel) => Boot::Kernel {
+            kernel: kernel.clone(),
+            initrd: args.initrd.clone(),
+            cmdline: args.cmdline.clone().unwrap_or_default(),
+        },
+    }
+}
+
+fn nets(args: &MachineArgs) -> Result<Vec<NetConfig>, CliError> {
+    let taps = args.net.iter().filter_map(|net| match net {
+        Net::None => None,
+        Net::Tap(name) => Some(NetConfig { tap: name.clone(), mac: None }),
+    });
+    let taps: Vec<NetConfig> = taps.collect();
+    if args.net.contains(&Net::None) && !taps.is_empty() {
+        return Err(CliError::Words(Exit::Usage, "--net none and --net tap=… contradict each other".into()));
+    }
+    Ok(taps)
+}
+
+fn create(out: Out, name: String, args: &MachineArgs) -> Result<(), CliError> {
+    let library = library()?;
+    let mut new = NewMachine::with_defaults(name, &HostLimits::read(library.root()));
+    new.cpus = args.cpus.unwrap_or(new.cpus);
+    new.memory_mib = args.memory.unwrap_or(new.memory_mib);
+    new.boot = boot_of(args);
+    let existing = args.disk.iter().map(|text| {
+        let (path, readonly) = disk(text);
+        NewDisk::Existing { path, readonly }
+    });
+    new.disks = existing.chain(args.new_disk.iter().map(|&size| NewDisk::Create { size })).collect();
+    if !args.cdrom.is_empty() {
+        new.cdroms = args.cdrom.iter().cloned().map(Some).collect();
+    }
+    new.nets = nets(args)?;
+    let machine = library.create(&new)?;
+    let quoted = &machine.name;
+    out.machine(
+        &machine,
+        &format!("Made {quoted:?} in {}\nStart it with: orangery run {quoted:?}", machine.folder().display()),
+    );
+    Ok(())
+}
+
+fn boot(args: &MachineArgs) -> Result<(), CliError> {
+    // Nothing of the host is looked at that need not be: this is the way to a guest's first instruction.
+    let disks = args.disk.iter().map(|text| {
+        let (path, readonly) = disk(text);
+        DiskConfig { path, readonly, cache: Cache::Auto }
+    });
+    let defaults = || HostLimits::read(Path::new("/var/tmp"));
+    let config = VmConfig {
+        cpus: args.cpus.unwrap_or_else(|| defaults().default_cpus()),
+        memory_mib: args.memory.unwrap_or_else(|| defaults().default_memory_mib()),
+        boot: boot_of(args),
+        disks: disks.collect(),
+        cdroms: args.cdrom.iter().map(|path| CdromConfig { path: Some(path.clone()) }).collect(),
+        nets: nets(args)?,
+        display: DisplayConfig::default(),
+    };
+    let first = args.cdrom.first().or(args.kernel.as_ref());
+    let file = first.and_then(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned());
+    let mut throwaway = Throwaway::new(file.unwrap_or_else(|| "Throwaway".into()), config, args.headless);
+    for &size in &args.new_disk {
+        throwaway.add_disk(size).map_err(|source| CliError::Io { what: "make a temporary disk".into(), source })?;
+    }
+    Ok(session::boot(&throwaway, None)?)
+}
+
+/// What a machine does, and the process it does it in; absent when it does not run.
+fn power(machine: &Machine) -> Option<(Power, u32)> {
+    let holder = machine.holder().ok().flatten()?;
+    let asked = Client::connect(&machine.id).and_then(|mut client| client.state());
+    // Its lock is held and its socket is silent: it is on its way up or down.
+    Some(asked.map_or((Power::Starting, holder.pid), |state| (state.power, state.pid)))
+}
+
+fn list(out: Out) -> Result<(), CliError> {
+    let entries = library()?.list()?;
+    let listed = |entry: &Entry| Listed::new(entry, entry.machine.as_ref().ok().and_then(power));
+    let listed: Vec<Listed> = entries.iter().map(listed).collect();
+    if listed.is_empty() {
+        out.say(
+            &listed,
+            "There are no virtual machines yet. Make one with: orangery create NAME --cdrom ISO --new-disk 40G",
+        );
+        return Ok(());
+    }
+    let mut rows = vec![["NAME", "STATE", "CPUS", "MEMORY", "PROCESS"].map(String::from).to_vec()];
+    for machine in &listed {
+        let cell = |value: Option<String>| value.unwrap_or_else(|| "-".into());
+        rows.push(vec![
+            machine.name.clone(),
+            machine.state.into(),
+            cell(machine.cpus.map(|n| n.to_string())),
+            cell(machine.memory_mib.map(|mib| library::size::human(mib << 20))),
+            cell(machine.pid.map(|pid| pid.to_string())),
+        ]);
+    }
+    let broken: String = listed.iter().filter_map(|machine| Some(format!("\n{}", machine.error.as_ref()?))).collect();
+    out.say(&listed, &format!("{}{broken}", table(&rows)));
+    Ok(())
+}
+
+fn show(out: Out, which: &Which) -> Result<(), CliError> {
+    let machine = library()?.load(&which.name)?;
+    let running = machine.holder()?.is_some();
+    let state = match Client::connect(&machine.id).and_then(|mut client| client.state()) {
+        Ok(state) if running => Some(state),
+        _ => None,
+    };
+    let shown = Shown::new(&machine, state.as_ref());
+    out.say(&shown, &words(&shown));
+    Ok(())
+}
+
+fn run(out: Out, which: &Which, headless: bool) -> Result<(), CliError> {
+    let library = library()?;
+    let machine = library.load(&which.name)?;
+    Ok(session::run(&library, machine, headless, |announcement| out.say(announcement, ""))?)
+}
+
+fn start(out: Out, which: &Which, headless: bool) -> Result<(), CliError> {
+    let library = library()?;
+    let machine = library.load(&which.name)?;
+    if let Some(holder) = machine.holder()? {
+        return Err(library::LibraryError::Running { name: machine.name, pid: holder.pid }.into());
+    }
+    let pid = session::launch(&library, &machine, headless)?;
+    let started = Announcement::Started { id: machine.id, name: machine.name.clone(), pid };
+    out.say(&started, &format!("{:?} runs (process {pid})", machine.name));
+    Ok(())
+}
+
+/// The machine and a connection to the process that runs it.
+fn connect(which: &Which) -> Result<(Machine, Client), CliError> {
+    let machine = library()?.load(&which.name)?;
+    if machine.holder()?.is_none() {
+        return Err(asked(&machine)(ControlError::NotRunning));
+    }
+    let client = Client::connect(&machine.id).map_err(asked(&machine))?;
+    Ok((machine, client))
+}
+
+fn asked(machine: &Machine) -> impl Fn(ControlError) -> CliError + use<> {
+    let name = machine.name.clone();
+    move |source| CliError::Control { name: name.clone(), source }
+}
+
+fn command(out: Out, which: &Which, request: &Request, done: &'static str) -> Result<(), CliError> {
+    let (machine, mut client) = connect(which)?;
+    client.command(request).map_err(asked(&machine))?;
+    out.say(&json!({ "done": done }), &format!("{:?}: {done}", machine.name));
+    Ok(())
+}
+
+fn stop(out: Out, which: &Which, force: bool, timeout: Duration) -> Result<(), CliError> {
+    let machine = library()?.load(&which.name)?;
+    let Some(holder) = machine.holder()? else { return Err(asked(&machine)(ControlError::NotRunning)) };
+    let request = if force { Request::PowerOff } else { Request::ShutDown };
+    let told = Client::connect(&machine.id).and_then(|mut client| client.command(&request));
+    match told {
+        Ok(()) => {}
+        // It stopped by itself meanwhile, or its process hangs.
+        Err(ControlError::NotRunning) if machine.holder()?.is_none() => {}
+        Err(_) if force && holder.pid != 0 => kill(&machine, holder.pid)?,
+        Err(error) => return Err(asked(&machine)(error)),
+    }
+    let until = Instant::now() + timeout;
+    while machine.holder()?.is_some() {
+        if Instant::now() >= until {
+            let text = format!(
+                "{:?} was asked to shut down and still runs after {} s; wait longer (--timeout) or pull the plug (--force)",
+                machine.name,
+                timeout.as_secs()
+            );
+            return Err(CliError::Words(Exit::State, text));
+        }
+        std::thread::sleep(POLL);
+    }
+    out.say(&json!({ "done": "stopped" }), &format!("{:?}: stopped", machine.name));
+    Ok(())
+}
+
+/// Ends a process that holds a machine's lock and does not answer.
+fn kill(machine: &Machine, pid: u32) -> Result<(), CliError> {
+    use rustix::process::{Pid, Signal, kill_process};
+    let failed = |source| CliError::Io { what: format!("end the process {pid} of {:?}", machine.name), source };
+    // Only the process that holds the lock at this moment: a number alone may be somebody else's by now.
+    if machine.holder()?.is_none_or(|holder| holder.pid != pid) {
+        return Ok(());
+    }
+    let target = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let target = target.ok_or_else(|| failed(std::io::ErrorKind::InvalidInput.into()))?;
+    kill_process(target, Signal::KILL).map_err(|error| failed(error.into()))
+}
+
+fn trash(out: Out, empty: bool) -> Result<(), CliError> {
+    let library = library()?;
+    if empty {
+        let removed = library.empty_trash()?;
+        out.say(&json!({ "removed": removed }), &format!("Removed {removed} from the trash"));
+        return Ok(());
+    }
+    let trashed = library.trashed()?;
+    let deleted: Vec<Deleted<'_>> = trashed.iter().map(Deleted::from).collect();
+    let rows: Vec<Vec<String>> = deleted.iter().map(|d| vec![d.name.to_string(), d.deleted.to_string()]).collect();
+    out.say(&deleted, &if rows.is_empty() { "The trash is empty.".into() } else { table(&rows) });
+    Ok(())
+}
+
+fn restore(out: Out, which: &Which) -> Result<(), CliError> {
+    let library = library()?;
+    // The last deleted first: that is the one a person means.
+    let trashed = library.trashed()?;
+    let found = trashed.iter().find(|t| t.id == which.name || library::name::same(&t.name, which.name.trim()));
+    let Some(found) = found else {
+        return Err(CliError::Words(Exit::NotFound, format!("there is nothing called {:?} in the trash", which.name)));
+    };
+    let machine = library.restore(found)?;
+    out.machine(&machine, &format!("{:?} is back", machine.name));
+    Ok(())
+}
+
+fn screenshot(out: Out, which: &Which, file: &Path, max_width: Option<u32>) -> Result<(), CliError> {
+    let (machine, mut client) = connect(which)?;
+    let shot = client.screenshot(max_width).map_err(asked(&machine))?;
+    let failed = |source| CliError::Io { what: format!("write {}", file.display()), source };
+    if file == Path::new("-") {
+        return std::io::stdout().lock().write_all(&shot.png).map_err(failed);
+    }
+    std::fs::write(file, &shot.png).map_err(failed)?;
+    let (width, height) = (shot.width, shot.height);
+    let answer = json!({ "file": file, "width": width, "height": height });
+    out.say(&answer, &format!("{width} × {height} pixels in {}", file.display()));
+    Ok(())
+}
+
+fn send_keys(out: Out, which: &Which, args: &[String], text: bool) -> Result<(), CliError> {
+    // All of it is checked before any of it is typed.
+    for argument in args {
+        if text || !keys::is_name(argument) {
+            keys::typing(argument).map_err(|problem| CliError::Words(Exit::Usage, problem))?;
+        }
+    }
+    let (machine, mut client) = connect(which)?;
+    for argument in args {
+        let sent = if text || !keys::is_name(argument) { client.type_text(argument) } else { client.press(argument) };
+        sent.map_err(asked(&machine))?;
+    }
+    out.say(&json!({ "done": "sent" }), "");
+    Ok(())
+}
+
+fn medium(out: Out, which: &Which, drive: usize, path: Option<PathBuf>) -> Result<(), CliError> {
+    let library = library()?;
+    let mut machine = library.load(&which.name)?;
+    if let Some(path) = &path {
+        library::detect(path)?;
+    }
+    let running = machine.holder()?.is_some();
+    if running {
+        let mut client = Client::connect(&machine.id).map_err(asked(&machine))?;
+        client.change_medium(drive, path.as_deref()).map_err(asked(&machine))?;
+    }
+    // Also for its next start.
+    let drives = machine.config.cdroms.len();
+    let Some(slot) = machine.config.cdroms.get_mut(drive) else {
+        let text = format!("{:?} has {drives} CD-ROM drives, the first is 0; there is no {drive}", machine.name);
+        return Err(CliError::Words(Exit::Usage, text));
+    };
+    let absolute = path.map(std::path::absolute).transpose();
+    slot.path = absolute.map_err(|source| CliError::Io { what: "find the medium".into(), source })?;
+    library.save(&machine)?;
+    let done = if machine.config.cdroms[drive].path.is_some() { "inserted" } else { "ejected" };
+    out.say(&json!({ "done": done }), &format!("{:?}: {done}", machine.name));
+    Ok(())
+}
+
+fn events(which: &Which) -> Result<(), CliError> {
+    let (machine, client) = connect(which)?;
+    for event in client.listen().map_err(asked(&machine))? {
+        print(&format!("{}\n", serde_json::to_string(&event).unwrap_or_default()));
+    }
+    Ok(())
+}
+
+fn check(out: Out) -> Result<(), CliError> {
+    let root = Library::default_root()?;
+    let checks = library::preflight(&root);
+    let fine = preflight::can_start(&checks);
+    let checked: Vec<Checked> = checks.into_iter().map(Checked::from).collect();
+    let mut text = String::new();
+    for check in &checked {
+        let mark = match check.outcome {
+            "good" => "✓",
+            "warning" => "!",
+            _ => "✗",
+        };
+        text += &format!("{mark} {}: {}\n", check.what, check.text);
+        for line in check.remedy.iter() {
+            text += &format!("  {line}\n");
+        }
+        for command in check.command.iter() {
+            text += &format!("    {command}\n");
+        }
+    }
+    out.say(&checked, &text);
+    if fine { Ok(()) } else { Err(CliError::Words(Exit::Host, "virtual machines cannot start here yet".into())) }
+}

@@ -1,0 +1,426 @@
+//! What a person can ask of the manager: one vocabulary for menu, key and button; and what goes to the workers and back.
+
+use std::path::PathBuf;
+
+use egui::{Key, KeyboardShortcut, Modifiers};
+use serde::{Deserialize, Serialize};
+use vmm_core::config::VmConfig;
+
+use super::model::{Check, Failure, Log, Machine, Model, Picture, State};
+use super::picker::Entry;
+use super::state::{Page, Tab, ViewState};
+use crate::library::{HostLimits, Medium, NewMachine, Trashed};
+use crate::theme::{Appearance, icon};
+
+/// What a view asks for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// A command of the menus.
+    Command(Command),
+    /// Show a machine.
+    Select(String),
+    /// Show another tab of it.
+    Show(Tab),
+    /// Start it, or show its window when it runs: what Enter and a double click do.
+    Activate(String),
+    /// Let a file be chosen.
+    Pick(Purpose),
+    /// A file was chosen.
+    Picked(Purpose, PathBuf),
+    /// Take the medium out of a drive.
+    Eject(usize),
+    /// Leave the page or dialog.
+    Leave,
+    /// Make the machine of the form, and start it.
+    Create {
+        /// Start it too.
+        start: bool,
+    },
+    /// Keep the edited settings.
+    Save,
+    /// Forget the edits.
+    Revert,
+    /// Give the machine its new name.
+    Rename(String, String),
+    /// Take a machine out of the trash again.
+    Restore(Trashed),
+    /// Close the failure of this number.
+    Dismiss(usize),
+    /// Close the notice of this number.
+    DismissToast(u64),
+    /// The picker wants another folder's files.
+    List(PathBuf),
+    /// Do what the open confirmation asks about.
+    Confirm(String, Power),
+}
+
+/// What the machine's power button and plug do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Power {
+    /// Start it.
+    Start,
+    /// Ask the guest to shut down.
+    ShutDown,
+    /// Pull the plug.
+    PowerOff,
+    /// Press reset.
+    Reset,
+    /// Stop the CPUs.
+    Pause,
+    /// Go on.
+    Resume,
+}
+
+/// What a file is chosen for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Purpose {
+    /// *Open a file*: whatever it is.
+    Open,
+    /// The medium of a CD-ROM drive.
+    Medium(usize),
+    /// A hard disk of the form, by its number; one more when the number is their count.
+    Disk(usize),
+    /// The kernel to boot.
+    Kernel,
+    /// Its initial RAM disk.
+    Initrd,
+}
+
+impl Purpose {
+    /// The title of the dialog.
+    pub fn title(&self) -> &'static str {
+        match self {
+            Purpose::Open => "Open a file",
+            Purpose::Medium(_) => "Choose a CD or DVD image",
+            Purpose::Disk(_) => "Choose a disk image",
+            Purpose::Kernel => "Choose a kernel",
+            Purpose::Initrd => "Choose an initial RAM disk",
+        }
+    }
+}
+
+/// What is kept from one run of the manager to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Settings {
+    /// Dark or light.
+    pub appearance: Appearance,
+    /// The text's size, per cent.
+    pub scale: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings { appearance: Appearance::Desktop, scale: 100 }
+    }
+}
+
+/// What the manager asks of its workers. Each is one call of a function that the command line calls too.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Request {
+    /// A power verb.
+    Power(String, Power),
+    /// Bring its window to the front.
+    ShowConsole(String),
+    /// Make a machine.
+    Create {
+        /// What it is.
+        new: NewMachine,
+        /// Start it too.
+        start: bool,
+    },
+    /// Run the demo guest.
+    Demo,
+    /// Keep changed settings of a machine.
+    Save(String, VmConfig),
+    /// Change the medium of a running machine's drive.
+    ChangeMedium(String, usize, Option<PathBuf>),
+    /// Give it a new name.
+    Rename(String, String),
+    /// Put it in the trash.
+    Delete(String),
+    /// Take it out again.
+    Restore(Trashed),
+    /// See what a file is.
+    Inspect(PathBuf),
+    /// Read a folder.
+    List(PathBuf),
+    /// Ask the desktop for a file; `Update::NoDialog` when it has no dialog.
+    AskDesktop(Purpose),
+    /// Look again at what the host can do.
+    CheckHost {
+        /// Say so when all is well, too.
+        tell: bool,
+    },
+    /// What the manager looks at: the selected machine, and whether its log is open.
+    Watch(Watch),
+    /// Keep the settings.
+    Keep(Settings),
+}
+
+/// What the manager looks at, so that workers read no more than that.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Watch {
+    /// The selected machine.
+    pub selected: Option<String>,
+    /// Its log is open.
+    pub log: bool,
+}
+
+/// What the workers tell.
+#[derive(Debug)]
+pub enum Update {
+    /// Where the library is.
+    Library(PathBuf),
+    /// The machines.
+    Machines(Result<Vec<Machine>, Failure>),
+    /// A machine's picture changed.
+    Picture(Picture),
+    /// What the host can give, and what is wrong with it.
+    Host(HostLimits, Vec<Check>),
+    /// What a file is, and the machine that most people want from it.
+    Inspected(PathBuf, Result<(Medium, NewMachine), Failure>),
+    /// A folder's files.
+    Listed(PathBuf, Result<Vec<Entry>, String>),
+    /// A file was chosen in the desktop's dialog; `None` when the person thought better of it.
+    Chosen(Purpose, Option<PathBuf>),
+    /// The desktop has no file dialog.
+    NoDialog(Purpose),
+    /// A machine was made.
+    Created(String),
+    /// It has a new name.
+    Renamed(String, String),
+    /// It is in the trash; what it held, in words.
+    Deleted(Trashed, String),
+    /// Its settings are kept.
+    Saved(String),
+    /// Good news worth a line.
+    Notice(String),
+    /// Something failed.
+    Failed(Failure),
+    /// The log's end.
+    Log(Log),
+    /// The kept settings.
+    Settings(Settings),
+    /// What the desktop prefers.
+    Desktop(Option<egui::Theme>),
+}
+
+/// The commands of the menus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    /// The page *New virtual machine*.
+    New,
+    /// *Open a file*.
+    Open,
+    /// The built-in demo guest.
+    Demo,
+    /// End the manager. The machines go on.
+    Quit,
+    /// Look like the desktop.
+    LookDesktop,
+    /// Dark.
+    LookDark,
+    /// Light.
+    LookLight,
+    /// Bigger text.
+    Larger,
+    /// Smaller text.
+    Smaller,
+    /// Text of 100 %.
+    NormalSize,
+    /// To the search field.
+    Search,
+    /// Start.
+    Start,
+    /// The window of a running machine.
+    Console,
+    /// Shut Down.
+    ShutDown,
+    /// Pause.
+    Pause,
+    /// Resume.
+    Resume,
+    /// Power Off.
+    PowerOff,
+    /// Reset.
+    Reset,
+    /// The machine's settings.
+    Settings,
+    /// Rename.
+    Rename,
+    /// To the trash.
+    Delete,
+    /// Look again at what the host can do.
+    CheckHost,
+    /// All keys.
+    Keys,
+    /// What this is.
+    About,
+}
+
+const CTRL: Modifiers = Modifiers::COMMAND;
+
+impl Command {
+    /// Every command, in the order of the menus.
+    pub const ALL: [Command; 24] = {
+        use Command as C;
+        [
+            C::New,
+            C::Open,
+            C::Demo,
+            C::Quit,
+            C::LookDesktop,
+            C::LookDark,
+            C::LookLight,
+            C::Larger,
+            C::Smaller,
+            C::NormalSize,
+            C::Search,
+            C::Start,
+            C::Console,
+            C::ShutDown,
+            C::Pause,
+            C::Resume,
+            C::PowerOff,
+            C::Reset,
+            C::Settings,
+            C::Rename,
+            C::Delete,
+            C::CheckHost,
+            C::Keys,
+            C::About,
+        ]
+    };
+
+    /// What it is called. An ellipsis says that a question or a page follows.
+    pub fn label(self) -> &'static str {
+        match self {
+            Command::New => "New virtual machine…",
+            Command::Open => "Open a file…",
+            Command::Demo => "Try the demo guest",
+            Command::Quit => "Quit",
+            Command::LookDesktop => "Like the desktop",
+            Command::LookDark => "Dark",
+            Command::LookLight => "Light",
+            Command::Larger => "Larger text",
+            Command::Smaller => "Smaller text",
+            Command::NormalSize => "Normal text size",
+            Command::Search => "Search",
+            Command::Start => "Start",
+            Command::Console => "Show console",
+            Command::ShutDown => "Shut Down",
+            Command::Pause => "Pause",
+            Command::Resume => "Resume",
+            Command::PowerOff => "Power Off…",
+            Command::Reset => "Reset…",
+            Command::Settings => "Settings",
+            Command::Rename => "Rename…",
+            Command::Delete => "Move to trash",
+            Command::CheckHost => "Check this host",
+            Command::Keys => "Keys",
+            Command::About => "About Orangery",
+        }
+    }
+
+    /// Its icon.
+    pub fn icon(self) -> &'static str {
+        match self {
+            Command::New => icon::ADD,
+            Command::Open => icon::OPEN,
+            Command::Demo => icon::SANDBOX,
+            Command::Quit => icon::QUIT,
+            Command::LookDesktop | Command::LookDark | Command::LookLight => icon::THEME,
+            Command::Larger | Command::Smaller | Command::NormalSize => icon::TEXT_SIZE,
+            Command::Search => icon::SEARCH,
+            Command::Start | Command::Resume => icon::START,
+            Command::Console => icon::CONSOLE,
+            Command::ShutDown => icon::SHUT_DOWN,
+            Command::Pause => icon::PAUSE,
+            Command::PowerOff => icon::POWER_OFF,
+            Command::Reset => icon::RESET,
+            Command::Settings => icon::SETTINGS,
+            Command::Rename => icon::RENAME,
+            Command::Delete => icon::TRASH,
+            Command::CheckHost => icon::GOOD,
+            Command::Keys => icon::KEYS,
+            Command::About => icon::INFO,
+        }
+    }
+
+    /// Its key.
+    pub fn shortcut(self) -> Option<KeyboardShortcut> {
+        let (modifiers, key) = match self {
+            Command::New => (CTRL, Key::N),
+            Command::Open => (CTRL, Key::O),
+            Command::Quit => (CTRL, Key::Q),
+            Command::Search => (CTRL, Key::F),
+            Command::Larger => (CTRL, Key::Plus),
+            Command::Smaller => (CTRL, Key::Minus),
+            Command::NormalSize => (CTRL, Key::Num0),
+            Command::Settings => (CTRL, Key::Comma),
+            Command::Rename => (Modifiers::NONE, Key::F2),
+            Command::Delete => (Modifiers::NONE, Key::Delete),
+            Command::Keys => (Modifiers::NONE, Key::F1),
+            _ => return None,
+        };
+        Some(KeyboardShortcut::new(modifiers, key))
+    }
+
+    /// The power verb it stands for.
+    pub fn power(self) -> Option<Power> {
+        Some(match self {
+            Command::Start => Power::Start,
+            Command::ShutDown => Power::ShutDown,
+            Command::PowerOff => Power::PowerOff,
+            Command::Reset => Power::Reset,
+            Command::Pause => Power::Pause,
+            Command::Resume => Power::Resume,
+            _ => return None,
+        })
+    }
+
+    /// Why it can't be done now; `None` when it can.
+    pub fn refusal(self, model: &Model, state: &ViewState) -> Option<&'static str> {
+        let machine = state.selected.as_deref().and_then(|name| model.machine(name));
+        let about_machine = self.power().is_some()
+            || matches!(self, Command::Console | Command::Settings | Command::Rename | Command::Delete);
+        if about_machine && state.page != Page::Library {
+            return Some("Go back to the library first");
+        }
+        let refused = |machine: &Machine| match self {
+            Command::Console if machine.headless => Some("It runs without a window"),
+            Command::Console if !machine.state.is_alive() => Some("It is not running"),
+            Command::Rename | Command::Delete if machine.state.is_alive() => Some("Stop it first"),
+            Command::Rename if machine.config.is_err() => Some("Its file can't be understood"),
+            _ => self.power().and_then(|verb| verb.refusal(machine.state)),
+        };
+        match machine {
+            Some(machine) if about_machine => refused(machine),
+            None if about_machine => Some("Select a virtual machine first"),
+            _ => None,
+        }
+    }
+}
+
+impl Power {
+    /// Why the verb makes no sense in this state; `None` when it does.
+    pub fn refusal(self, state: State) -> Option<&'static str> {
+        use State as S;
+        match (self, state) {
+            (Power::Start, S::Stopped) => None,
+            (Power::Start, S::Broken) => Some("Its file can't be understood"),
+            (Power::Start, _) => Some("It is running already"),
+            (_, S::Stopped | S::Broken) => Some("It is not running"),
+            (Power::PowerOff, _) => None,
+            (_, S::Starting) => Some("It is still starting"),
+            (_, S::Unresponsive) => Some("Its process does not answer"),
+            (Power::ShutDown, S::Paused) => Some("Resume it first: a paused guest can't shut down"),
+            (Power::ShutDown | Power::Reset, _) => None,
+            (Power::Pause, S::Paused) => Some("It is paused already"),
+            (Power::Pause, _) => None,
+            (Power::Resume, S::Paused) => None,
+            (Power::Resume, _) => Some("It is not paused"),
+        }
+    }
+}

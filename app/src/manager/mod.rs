@@ -1,0 +1,600 @@
+//! The manager: the window over the library. It holds no machine and may be closed at any time.
+//!
+//! ```text
+//! service (threads) ──Update──▶ Manager::update ──▶ model ──▶ views ──Action──▶ Manager::perform ──Request──▶ service
+//! ```
+//!
+//! Nothing on the frame waits: what takes time is a [`Request`] to a worker of [`service`], and comes back as an
+//! [`Update`] with a request to repaint.
+
+mod action;
+mod model;
+mod picker;
+mod service;
+mod settings;
+mod state;
+#[cfg(test)]
+mod tests;
+mod views;
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Receiver;
+
+use egui::{Context, Ui};
+use vmm_core::config::Boot;
+
+use self::action::{Action, Command, Power, Purpose, Request, Settings, Update, Watch};
+use self::model::{Failure, Model, Picture};
+use self::picker::{Outcome, Picker};
+use self::state::{Dialog, Draft, Page, Tab, ViewState};
+use self::views::{Pictures, View};
+use crate::library::NewDisk;
+use crate::theme::{self, Appearance, Tone, tokens};
+
+/// What draws the window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Renderer {
+    /// OpenGL: the first choice, and six times cheaper where there is no GPU.
+    Glow,
+    /// Vulkan.
+    Wgpu,
+}
+
+impl std::str::FromStr for Renderer {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Renderer, String> {
+        match text {
+            "glow" | "gl" => Ok(Renderer::Glow),
+            "wgpu" | "vulkan" | "pixels" => Ok(Renderer::Wgpu),
+            other => Err(format!("{other:?} is no renderer; choose glow or wgpu")),
+        }
+    }
+}
+
+/// How the manager opens.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The library's folder. `None` is the person's own.
+    pub library: Option<PathBuf>,
+    /// Forces a renderer. `None` asks the variable ORANGERY_RENDERER, then tries both.
+    pub renderer: Option<Renderer>,
+    /// A file to open at once, as if it had been dropped on the window.
+    pub open: Option<PathBuf>,
+}
+
+/// The variable that forces a renderer.
+pub const RENDERER_VARIABLE: &str = "ORANGERY_RENDERER";
+
+/// Opens the manager's window and stays until it is closed.
+///
+/// # Errors
+/// There is no display, or no renderer works on it, or the variable names none.
+pub fn run(options: Options) -> anyhow::Result<()> {
+    let forced = match (options.renderer, std::env::var(RENDERER_VARIABLE)) {
+        (Some(renderer), _) => Some(renderer),
+        (None, Ok(text)) if !text.is_empty() => {
+            Some(text.parse().map_err(|error| anyhow::anyhow!("{RENDERER_VARIABLE}: {error}"))?)
+        }
+        _ => None,
+    };
+    let order = match forced {
+        Some(renderer) => vec![renderer],
+        None => vec![Renderer::Glow, Renderer::Wgpu],
+    };
+    let mut failures = Vec::new();
+    for renderer in order {
+        match open_window(&options, renderer) {
+            Ok(()) => return Ok(()),
+            Err(error) => failures.push(format!("{renderer:?}: {error}")),
+        }
+    }
+    anyhow::bail!(
+        "could not open the manager's window ({}). It needs a display (DISPLAY or WAYLAND_DISPLAY) with OpenGL 2.1 or \
+         Vulkan; the commands of 'orangery --help' work without one",
+        failures.join("; ")
+    )
+}
+
+fn open_window(options: &Options, renderer: Renderer) -> eframe::Result {
+    let viewport = egui::ViewportBuilder::default()
+        .with_title("Orangery")
+        .with_app_id("orangery")
+        .with_inner_size(theme::size::WINDOW)
+        .with_min_inner_size(theme::size::WINDOW_MIN)
+        .with_drag_and_drop(true);
+    let native = eframe::NativeOptions {
+        viewport,
+        renderer: match renderer {
+            Renderer::Glow => eframe::Renderer::Glow,
+            Renderer::Wgpu => eframe::Renderer::Wgpu,
+        },
+        ..Default::default()
+    };
+    let options = options.clone();
+    eframe::run_native(
+        "orangery",
+        native,
+        Box::new(move |creation| {
+            let ctx = creation.egui_ctx.clone();
+            theme::install(&ctx);
+            let wake = ctx.clone();
+            let (requests, updates) = service::start(options.library, move || wake.request_repaint())?;
+            let mut manager = Manager::new(ctx, requests, updates);
+            if let Some(path) = options.open {
+                manager.perform(Action::Picked(Purpose::Open, path));
+            }
+            Ok(Box::new(manager))
+        }),
+    )
+}
+
+/// Sends a request to the workers.
+pub(crate) type Send = Box<dyn Fn(Request)>;
+
+/// The manager's state and what changes it.
+pub(crate) struct Manager {
+    ctx: Context,
+    model: Model,
+    state: ViewState,
+    pictures: Pictures,
+    send: Send,
+    updates: Receiver<Update>,
+    watch: Watch,
+    shown: Option<(Settings, Option<egui::Theme>)>,
+    /// The folder that the picker opens in.
+    folder: PathBuf,
+    /// A file to make a machine from, once it is known what the host has.
+    waiting: Option<PathBuf>,
+}
+
+impl eframe::App for Manager {
+    fn logic(&mut self, _ctx: &Context, _frame: &mut eframe::Frame) {
+        self.receive();
+    }
+
+    fn ui(&mut self, ui: &mut Ui, _frame: &mut eframe::Frame) {
+        self.draw(ui);
+    }
+
+    fn clear_color(&self, visuals: &egui::Visuals) -> [f32; 4] {
+        theme::tokens(visuals).window.to_normalized_gamma_f32()
+    }
+}
+
+impl Manager {
+    /// A manager that has heard nothing yet.
+    pub(crate) fn new(ctx: Context, send: Send, updates: Receiver<Update>) -> Manager {
+        let folder = std::env::var_os("HOME").map_or(PathBuf::from("/"), PathBuf::from);
+        Manager {
+            ctx,
+            model: Model::default(),
+            state: ViewState::default(),
+            pictures: Pictures::default(),
+            send,
+            updates,
+            watch: Watch::default(),
+            shown: None,
+            folder,
+            waiting: None,
+        }
+    }
+
+    /// Takes what the workers have told.
+    pub(crate) fn receive(&mut self) {
+        while let Ok(update) = self.updates.try_recv() {
+            self.update(update);
+        }
+        let shown = (self.state.settings, self.state.desktop);
+        if self.shown != Some(shown) {
+            self.shown = Some(shown);
+            theme::set_appearance(&self.ctx, shown.0.appearance, shown.1);
+            self.ctx.set_zoom_factor(shown.0.scale as f32 / 100.0);
+        }
+        let watch = Watch {
+            selected: self.state.selected.clone(),
+            log: self.state.tab == Tab::Log && self.state.page == Page::Library,
+        };
+        if watch != self.watch {
+            self.watch = watch.clone();
+            (self.send)(Request::Watch(watch));
+        }
+    }
+
+    /// Draws the window and does what the person asked for.
+    pub(crate) fn draw(&mut self, ui: &mut Ui) {
+        let mut actions = self.keys(ui);
+        let mut view =
+            View { model: &self.model, state: &mut self.state, pictures: &self.pictures, actions: Vec::new() };
+        views::show(ui, &mut view);
+        actions.append(&mut view.actions);
+        if !actions.is_empty() {
+            // What an action changed is seen at once, though nothing else asks for a frame.
+            ui.ctx().request_repaint();
+        }
+        for action in actions {
+            self.perform(action);
+        }
+    }
+
+    /// What keys and dropped files ask for.
+    fn keys(&mut self, ui: &Ui) -> Vec<Action> {
+        let ctx = ui.ctx();
+        let mut actions = Vec::new();
+        for file in ctx.input(|input| input.raw.dropped_files.clone()) {
+            if let Some(path) = file.path {
+                actions.push(Action::Picked(Purpose::Open, path));
+            }
+        }
+        if self.state.is_modal() {
+            return actions;
+        }
+        let typing = ctx.text_edit_focused();
+        for command in Command::ALL {
+            // While a text is typed, keys without Ctrl belong to it.
+            let Some(key) = command.shortcut().filter(|key| !typing || key.modifiers.any()) else { continue };
+            if ctx.input_mut(|input| input.consume_shortcut(&key)) {
+                actions.push(Action::Command(command));
+            }
+        }
+        // Ctrl and = is Ctrl and + on most keyboards.
+        let equals = egui::KeyboardShortcut::new(egui::Modifiers::COMMAND, egui::Key::Equals);
+        if ctx.input_mut(|input| input.consume_shortcut(&equals)) {
+            actions.push(Action::Command(Command::Larger));
+        }
+        let nothing_focused = ctx.memory(|memory| memory.focused().is_none());
+        if nothing_focused && self.state.page == Page::Library {
+            let pressed = |key| ctx.input_mut(|input| input.consume_key(egui::Modifiers::NONE, key));
+            if pressed(egui::Key::Enter)
+                && let Some(name) = &self.state.selected
+            {
+                actions.push(Action::Activate(name.clone()));
+            }
+            for (key, by) in [(egui::Key::ArrowDown, 1), (egui::Key::ArrowUp, -1)] {
+                if pressed(key)
+                    && let Some(name) = self.neighbour(by)
+                {
+                    actions.push(Action::Select(name));
+                }
+            }
+        }
+        if self.state.page == Page::New && nothing_focused {
+            let escape = ctx.input_mut(|input| input.consume_key(egui::Modifiers::NONE, egui::Key::Escape));
+            if escape {
+                actions.push(Action::Leave);
+            }
+        }
+        actions
+    }
+
+    /// The machine `by` rows below the selected one.
+    fn neighbour(&self, by: i64) -> Option<String> {
+        let names = self.model.names();
+        let now = names.iter().position(|name| Some(*name) == self.state.selected.as_deref())?;
+        let there = i64::try_from(now).ok()?.checked_add(by)?;
+        names.get(usize::try_from(there).ok()?).map(|name| name.to_string())
+    }
+
+    /// Takes one thing that a worker tells.
+    fn update(&mut self, update: Update) {
+        match update {
+            Update::Library(folder) => self.model.library = folder,
+            Update::Machines(Ok(machines)) => {
+                self.model.library_failure = None;
+                self.pictures.retain(|name, _| machines.iter().any(|m| m.name == *name && m.state.has_picture()));
+                self.model.machines = Some(machines);
+                let here = self.state.selected.as_deref().is_some_and(|name| self.model.machine(name).is_some());
+                if self.state.edit.as_ref().is_some_and(|edit| self.model.machine(&edit.name).is_none()) {
+                    self.state.edit = None;
+                }
+                if !here {
+                    self.state.selected = self.model.names().first().map(|name| name.to_string());
+                }
+            }
+            Update::Machines(Err(failure)) => self.model.library_failure = Some(failure),
+            Update::Picture(picture) => self.picture(picture),
+            Update::Host(host, checks) => {
+                let first = self.model.host.is_none();
+                self.model.host = Some(host);
+                self.model.checks = checks;
+                if first && self.state.page == Page::New {
+                    let file = self.waiting.take();
+                    self.begin_draft(file);
+                }
+            }
+            Update::Inspected(path, found) => {
+                let names = self.model.names();
+                if let Some(draft) = &mut self.state.draft {
+                    draft.found(&path, found, &names);
+                }
+            }
+            Update::Listed(folder, listing) => {
+                if let Some(picker) = &mut self.state.picker {
+                    picker.listed(&folder, listing);
+                }
+            }
+            Update::Chosen(purpose, Some(path)) => self.picked(purpose, path),
+            Update::Chosen(_, None) => {}
+            Update::NoDialog(purpose) => self.open_picker(purpose),
+            Update::Created(name) => {
+                self.state.draft = None;
+                self.state.page = Page::Library;
+                self.state.tab = Tab::Overview;
+                self.state.selected = Some(name);
+            }
+            Update::Renamed(old, new) => {
+                if self.state.selected.as_deref() == Some(&old) {
+                    self.state.selected = Some(new);
+                }
+            }
+            Update::Deleted(trashed, what) => {
+                let text = format!("{} is in the trash{what}", trashed.name);
+                self.state.toast(Tone::Info, text, Some(trashed));
+            }
+            Update::Saved(name) => {
+                self.state.edit = None;
+                self.state.toast(Tone::Good, format!("The settings of {name} are saved"), None);
+            }
+            Update::Notice(text) => self.state.toast(Tone::Good, text, None),
+            Update::Failed(failure) => self.state.fail(failure),
+            Update::Log(log) => self.model.log = log,
+            Update::Settings(settings) => self.state.settings = settings,
+            Update::Desktop(theme) => self.state.desktop = theme,
+        }
+    }
+
+    fn picture(&mut self, picture: Picture) {
+        match picture.image {
+            Some(image) => {
+                let options = egui::TextureOptions::LINEAR;
+                match self.pictures.get_mut(&picture.name) {
+                    Some(texture) => texture.set(image, options),
+                    None => {
+                        let texture = self.ctx.load_texture(&picture.name, image, options);
+                        self.pictures.insert(picture.name, texture);
+                    }
+                }
+            }
+            None => {
+                self.pictures.remove(&picture.name);
+            }
+        }
+    }
+
+    /// Does what a person asked for.
+    pub(crate) fn perform(&mut self, action: Action) {
+        match action {
+            Action::Command(command) => self.command(command),
+            Action::Select(name) => {
+                self.state.page = Page::Library;
+                if self.state.selected.as_deref() != Some(&name) {
+                    self.state.selected = Some(name);
+                    self.state.edit = None;
+                }
+            }
+            Action::Show(tab) => self.show(tab),
+            Action::Activate(name) => {
+                self.perform(Action::Select(name.clone()));
+                match self.model.machine(&name) {
+                    Some(machine) if !machine.state.is_alive() => self.power(name, Power::Start),
+                    Some(machine) if !machine.headless => (self.send)(Request::ShowConsole(name)),
+                    _ => {}
+                }
+            }
+            Action::Pick(purpose) => (self.send)(Request::AskDesktop(purpose)),
+            Action::Picked(purpose, path) => self.picked(purpose, path),
+            Action::Eject(drive) => self.change_medium(drive, None),
+            Action::Leave => self.leave(),
+            Action::Create { start } => {
+                if let Some(draft) = &self.state.draft {
+                    (self.send)(Request::Create { new: draft.new.clone(), start });
+                }
+            }
+            Action::Save => {
+                if let Some(edit) = &self.state.edit {
+                    (self.send)(Request::Save(edit.name.clone(), edit.config.clone()));
+                }
+            }
+            Action::Revert => self.state.edit = None,
+            Action::Rename(name, new) => {
+                self.state.dialog = None;
+                if name != new {
+                    (self.send)(Request::Rename(name, new));
+                }
+            }
+            Action::Restore(trashed) => (self.send)(Request::Restore(trashed)),
+            Action::Dismiss(index) => {
+                if index < self.state.failures.len() {
+                    self.state.failures.remove(index);
+                }
+            }
+            Action::DismissToast(id) => self.state.toasts.retain(|toast| toast.id != id),
+            Action::List(folder) => (self.send)(Request::List(folder)),
+            Action::Confirm(name, verb) => {
+                self.state.dialog = None;
+                (self.send)(Request::Power(name, verb));
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        if command.refusal(&self.model, &self.state).is_some() {
+            return;
+        }
+        let selected = self.state.selected.clone();
+        match command {
+            Command::New => self.begin_draft(None),
+            Command::Open => self.perform(Action::Pick(Purpose::Open)),
+            Command::Demo => (self.send)(Request::Demo),
+            Command::Quit => self.ctx.send_viewport_cmd(egui::ViewportCommand::Close),
+            Command::LookDesktop => self.set(Settings { appearance: Appearance::Desktop, ..self.state.settings }),
+            Command::LookDark => self.set(Settings { appearance: Appearance::Dark, ..self.state.settings }),
+            Command::LookLight => self.set(Settings { appearance: Appearance::Light, ..self.state.settings }),
+            Command::Larger => self.scale(tokens::SCALES.into_iter().find(|&s| s > self.state.settings.scale)),
+            Command::Smaller => self.scale(tokens::SCALES.into_iter().rev().find(|&s| s < self.state.settings.scale)),
+            Command::NormalSize => self.scale(Some(100)),
+            Command::Search => {
+                self.state.page = Page::Library;
+                self.state.focus_search = true;
+            }
+            Command::Settings => self.show(Tab::Hardware),
+            Command::CheckHost => (self.send)(Request::CheckHost { tell: true }),
+            Command::Keys => self.state.dialog = Some(Dialog::Keys),
+            Command::About => self.state.dialog = Some(Dialog::About),
+            Command::Console => {
+                if let Some(name) = selected {
+                    (self.send)(Request::ShowConsole(name));
+                }
+            }
+            Command::Rename => {
+                self.state.dialog = selected.map(|name| Dialog::Rename(name.clone(), name));
+            }
+            Command::Delete => {
+                if let Some(name) = selected {
+                    (self.send)(Request::Delete(name));
+                }
+            }
+            Command::Start
+            | Command::ShutDown
+            | Command::Pause
+            | Command::Resume
+            | Command::PowerOff
+            | Command::Reset => {
+                if let (Some(name), Some(verb)) = (selected, command.power()) {
+                    self.power(name, verb);
+                }
+            }
+        }
+    }
+
+    /// Does a power verb; one that loses something is asked about first.
+    fn power(&mut self, name: String, verb: Power) {
+        let refused = self.model.machine(&name).is_none_or(|machine| verb.refusal(machine.state).is_some());
+        match verb {
+            _ if refused => {}
+            Power::PowerOff | Power::Reset => self.state.dialog = Some(Dialog::Confirm(name, verb)),
+            _ => (self.send)(Request::Power(name, verb)),
+        }
+    }
+
+    fn show(&mut self, tab: Tab) {
+        self.state.tab = tab;
+        if tab == Tab::Hardware {
+            // What is free on the host has changed since it was last looked at.
+            (self.send)(Request::CheckHost { tell: false });
+        }
+    }
+
+    fn set(&mut self, settings: Settings) {
+        self.state.settings = settings;
+        (self.send)(Request::Keep(settings));
+    }
+
+    fn scale(&mut self, scale: Option<u32>) {
+        if let Some(scale) = scale {
+            self.set(Settings { scale, ..self.state.settings });
+        }
+    }
+
+    fn leave(&mut self) {
+        if self.state.picker.take().is_some() || self.state.dialog.take().is_some() {
+            return;
+        }
+        self.state.page = Page::Library;
+        self.state.draft = None;
+    }
+
+    /// Opens the page of a new machine, perhaps with a file to make it from.
+    fn begin_draft(&mut self, file: Option<PathBuf>) {
+        self.state.page = Page::New;
+        let Some(host) = &self.model.host else {
+            self.waiting = file;
+            return;
+        };
+        (self.send)(Request::CheckHost { tell: false });
+        let mut draft = Draft::new(host, &self.model.names());
+        if let Some(path) = file {
+            draft.look_at(path.clone());
+            (self.send)(Request::Inspect(path));
+        }
+        self.state.draft = Some(draft);
+    }
+
+    fn open_picker(&mut self, purpose: Purpose) {
+        let (picker, outcome) = Picker::open(purpose, &self.folder);
+        self.state.picker = Some(picker);
+        if let Outcome::List(folder) = outcome {
+            (self.send)(Request::List(folder));
+        }
+    }
+
+    /// A file was chosen for something.
+    fn picked(&mut self, purpose: Purpose, path: PathBuf) {
+        self.state.picker = None;
+        if let Some(folder) = path.parent().filter(|folder| *folder != Path::new("")) {
+            self.folder = folder.to_path_buf();
+        }
+        let making = self.state.page == Page::New;
+        let draft = self.state.draft.as_mut().filter(|_| making);
+        let edit = self.state.edit.as_mut().filter(|_| !making);
+        let boot = match (draft, edit) {
+            (Some(draft), _) => match purpose {
+                Purpose::Open => {
+                    draft.look_at(path.clone());
+                    return (self.send)(Request::Inspect(path));
+                }
+                Purpose::Medium(drive) => {
+                    if let Some(medium) = draft.new.cdroms.get_mut(drive) {
+                        *medium = Some(path);
+                    }
+                    return;
+                }
+                Purpose::Disk(index) => {
+                    let readonly = false;
+                    match draft.new.disks.get_mut(index) {
+                        Some(disk) => *disk = NewDisk::Existing { path, readonly },
+                        None => draft.new.disks.push(NewDisk::Existing { path, readonly }),
+                    }
+                    return;
+                }
+                Purpose::Kernel | Purpose::Initrd => Some(&mut draft.new.boot),
+            },
+            (None, Some(edit)) if purpose != Purpose::Open => match purpose {
+                Purpose::Open => None,
+                Purpose::Medium(drive) => return self.change_medium(drive, Some(path)),
+                Purpose::Disk(index) => {
+                    match edit.config.disks.get_mut(index) {
+                        Some(disk) => disk.path = path,
+                        None => edit.config.disks.push(views::attached(path)),
+                    }
+                    return;
+                }
+                Purpose::Kernel | Purpose::Initrd => Some(&mut edit.config.boot),
+            },
+            _ => return self.begin_draft(Some(path)),
+        };
+        if let Some(Boot::Kernel { kernel, initrd, .. }) = boot {
+            match purpose {
+                Purpose::Kernel => *kernel = path,
+                _ => *initrd = Some(path),
+            }
+        }
+    }
+
+    /// Changes a drive's medium: of the running machine at once, of a stopped one in its edited settings.
+    fn change_medium(&mut self, drive: usize, path: Option<PathBuf>) {
+        let Some(name) = self.state.selected.clone() else { return };
+        if self.model.machine(&name).is_some_and(|machine| machine.state.is_alive()) {
+            return (self.send)(Request::ChangeMedium(name, drive, path));
+        }
+        let medium = self.state.edit.as_mut().and_then(|edit| edit.config.cdroms.get_mut(drive));
+        if let Some(medium) = medium {
+            medium.path = path;
+        }
+    }
+}
+
+impl From<Failure> for Update {
+    fn from(failure: Failure) -> Update {
+        Update::Failed(failure)
+    }
+}

@@ -1,0 +1,175 @@
+//! What the manager shows: plain data that the workers replace and the views read.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use egui::Color32;
+use vmm_core::config::VmConfig;
+
+use crate::library::HostLimits;
+use crate::theme::{Shape, Tokens};
+
+/// Everything that the workers know.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Model {
+    /// The virtual machines, in the library's order. `None` until they have been read for the first time.
+    pub machines: Option<Vec<Machine>>,
+    /// The folder that the machines are kept in.
+    pub library: PathBuf,
+    /// Why it can't be read.
+    pub library_failure: Option<Failure>,
+    /// What the host can give.
+    pub host: Option<HostLimits>,
+    /// What keeps machines from running here, and what to do about it. Only checks that failed.
+    pub checks: Vec<Check>,
+    /// The end of the selected machine's log.
+    pub log: Log,
+}
+
+/// A virtual machine.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Machine {
+    /// What it is called. No two have the same.
+    pub name: String,
+    /// Its folder.
+    pub folder: PathBuf,
+    /// What it is doing.
+    pub state: State,
+    /// What it consists of; or, when its file can't be understood, what is wrong with it.
+    pub config: Result<VmConfig, String>,
+    /// Its hard disks as they are on the host, in the order of the configuration.
+    pub disks: Vec<DiskFacts>,
+    /// It runs without a window.
+    pub headless: bool,
+    /// The media in its drives, as they are while it runs.
+    pub drives: Option<Vec<Option<PathBuf>>>,
+    /// What went wrong while it ran, the last thing.
+    pub problem: Option<String>,
+}
+
+/// What a machine is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Nothing.
+    Stopped,
+    /// On the way to running.
+    Starting,
+    /// It runs.
+    Running,
+    /// Its CPUs are stopped.
+    Paused,
+    /// Its process runs and does not answer.
+    Unresponsive,
+    /// Its file can't be understood.
+    Broken,
+}
+
+impl State {
+    /// The word that a person reads.
+    pub fn word(self) -> &'static str {
+        match self {
+            State::Stopped => "Stopped",
+            State::Starting => "Starting",
+            State::Running => "Running",
+            State::Paused => "Paused",
+            State::Unresponsive => "Not responding",
+            State::Broken => "Needs attention",
+        }
+    }
+
+    /// The sign beside the word.
+    pub fn shape(self) -> Shape {
+        match self {
+            State::Stopped => Shape::Square,
+            State::Starting => Shape::Spinner,
+            State::Running => Shape::Triangle,
+            State::Paused => Shape::Bars,
+            State::Unresponsive | State::Broken => Shape::Warning,
+        }
+    }
+
+    /// The colour of both.
+    pub fn color(self, t: &Tokens) -> Color32 {
+        match self {
+            State::Stopped | State::Starting => t.stopped,
+            State::Running => t.running,
+            State::Paused => t.paused,
+            State::Unresponsive | State::Broken => t.error,
+        }
+    }
+
+    /// A process of its own holds it.
+    pub fn is_alive(self) -> bool {
+        !matches!(self, State::Stopped | State::Broken)
+    }
+
+    /// It has a screen that can be shown.
+    pub fn has_picture(self) -> bool {
+        matches!(self, State::Running | State::Paused)
+    }
+}
+
+/// A hard disk as it is on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskFacts {
+    /// The image.
+    pub path: PathBuf,
+    /// What the guest sees and what the image holds on the host, bytes; or why that can't be told.
+    pub sizes: Result<(u64, u64), String>,
+}
+
+/// A check that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// What was looked at.
+    pub what: String,
+    /// What is wrong and why.
+    pub cause: String,
+    /// What to do, in words.
+    pub remedy: String,
+    /// A command that mends it.
+    pub command: Option<String>,
+    /// Nothing runs until it is mended; otherwise it is only a warning.
+    pub fatal: bool,
+}
+
+/// Something that failed, for the error area.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What failed.
+    pub what: String,
+    /// Why.
+    pub cause: String,
+    /// What to do next.
+    pub next: Option<String>,
+}
+
+/// The end of a log.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Log {
+    /// Whose.
+    pub name: String,
+    /// The files, by name, each with its last lines.
+    pub files: BTreeMap<String, String>,
+}
+
+/// A guest's picture, reduced. Kept apart from [`Model`]: it is large and compared by its number.
+#[derive(Debug, Clone)]
+pub struct Picture {
+    /// Whose.
+    pub name: String,
+    /// The pixels; `None` when the screen is off or the machine gone.
+    pub image: Option<egui::ColorImage>,
+}
+
+impl Model {
+    /// The names that are taken.
+    pub fn names(&self) -> Vec<&str> {
+        self.machines.iter().flatten().map(|machine| machine.name.as_str()).collect()
+    }
+
+    /// The machine of this name.
+    pub fn machine(&self, name: &str) -> Option<&Machine> {
+        self.machines.as_deref().unwrap_or_default().iter().find(|m| m.name == name)
+    }
+}

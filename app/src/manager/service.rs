@@ -1,0 +1,625 @@
+//! The workers: everything of the manager that may wait. A thread for each concern, so that none waits for another.
+//!
+//! - `library` reads the machines once a second, and the open log;
+//! - one `follow` thread for each running machine asks how it is and takes its picture when it has changed;
+//! - each request has a short-lived `job` thread and calls the function that the command line's verb calls.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use egui::ColorImage;
+
+use super::action::{Power, Purpose, Request, Update, Watch};
+use super::model::{Check, DiskFacts, Failure, Log, Machine, Picture, State};
+use super::picker::Entry;
+use super::{Send, settings};
+use crate::control::{self, Client, ControlError, protocol};
+use crate::library::{self, HostLimits, Library, Outcome, Trashed, preflight, size};
+use crate::session;
+
+/// How often the library and the selected machine are looked at.
+const POLL: Duration = Duration::from_millis(1000);
+/// How often a running machine that is not selected is.
+const POLL_OTHERS: Duration = Duration::from_millis(2000);
+/// How long a machine may be starting before it counts as one that does not answer.
+const START_PATIENCE: Duration = Duration::from_secs(15);
+/// The width of the selected machine's picture, pixels.
+const PICTURE: u32 = 960;
+/// The width of the others'.
+const THUMBNAIL: u32 = 192;
+/// What is read of a log's end, bytes.
+const LOG_TAIL: u64 = 64 * 1024;
+/// The most log files that are shown.
+const MAX_LOGS: usize = 8;
+/// The most files of a folder that are listed.
+const MAX_ENTRIES: usize = 20_000;
+
+/// Tells the manager's window.
+#[derive(Clone)]
+struct Tell {
+    updates: Sender<Update>,
+    wake: Arc<dyn Fn() + std::marker::Send + Sync>,
+}
+
+impl Tell {
+    fn say(&self, update: Update) {
+        // A window that is gone needs no news.
+        if self.updates.send(update).is_ok() {
+            (self.wake)();
+        }
+    }
+}
+
+/// What the workers share.
+struct Shared {
+    library: Library,
+    tell: Tell,
+    watch: Mutex<Watch>,
+    /// How the running machines are, by id.
+    live: Mutex<HashMap<String, Live>>,
+    /// Wakes the library's thread.
+    kick: Sender<()>,
+}
+
+/// How a running machine is.
+#[derive(Debug, Clone, PartialEq)]
+struct Live {
+    state: State,
+    headless: bool,
+    drives: Option<Vec<Option<PathBuf>>>,
+    problem: Option<String>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts the workers. `wake` is called when there is something to receive.
+///
+/// # Errors
+/// There is no library and none can be made, or the host is out of threads.
+pub fn start(
+    root: Option<PathBuf>,
+    wake: impl Fn() + std::marker::Send + Sync + 'static,
+) -> anyhow::Result<(Send, Receiver<Update>)> {
+    let library = match root {
+        Some(root) => Library::open(root)?,
+        None => Library::open_default()?,
+    };
+    let (updates, received) = mpsc::channel();
+    let tell = Tell { updates, wake: Arc::new(wake) };
+    tell.say(Update::Library(library.root().to_path_buf()));
+    if let Some(settings) = settings::load() {
+        tell.say(Update::Settings(settings));
+    }
+    let (kick, kicked) = mpsc::channel();
+    let shared = Arc::new(Shared { library, tell, watch: Mutex::default(), live: Mutex::default(), kick });
+    let watcher = Arc::clone(&shared);
+    thread::Builder::new().name("library".into()).spawn(move || watch_library(&watcher, &kicked))?;
+    let tell = shared.tell.clone();
+    thread::Builder::new()
+        .name("desktop".into())
+        .spawn(move || settings::follow_desktop(|theme| tell.say(Update::Desktop(theme))))?;
+    let send = Box::new(move |request| dispatch(&shared, request));
+    send(Request::CheckHost { tell: false });
+    Ok((send, received))
+}
+
+/// Gives a request to a thread of its own.
+fn dispatch(shared: &Arc<Shared>, request: Request) {
+    if let Request::Watch(watch) = request {
+        *lock(&shared.watch) = watch;
+        let _ = shared.kick.send(());
+        return;
+    }
+    let worker = Arc::clone(shared);
+    let spawned = thread::Builder::new().name("job".into()).spawn(move || {
+        job(&worker, request);
+        let _ = worker.kick.send(());
+    });
+    if let Err(error) = spawned {
+        let next = Some("Close other programs and try again.".to_string());
+        shared.tell.say(Update::Failed(Failure {
+            what: "The host is out of threads".into(),
+            cause: error.to_string(),
+            next,
+        }));
+    }
+}
+
+/// An error with all its causes, as sentences.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    sentence(&text)
+}
+
+/// With a capital at its start and a full stop at its end.
+fn sentence(text: &str) -> String {
+    let text = text.trim();
+    let mut letters = text.chars();
+    let Some(first) = letters.next() else { return String::new() };
+    let stop = if text.ends_with(['.', '!', '?', ':']) { "" } else { "." };
+    format!("{}{}{stop}", first.to_uppercase(), letters.as_str())
+}
+
+fn failure(what: String, error: &dyn std::error::Error, next: Option<&str>) -> Failure {
+    Failure { what, cause: chain(error), next: next.map(Into::into) }
+}
+
+fn job(shared: &Shared, request: Request) {
+    let library = &shared.library;
+    let tell = |update| shared.tell.say(update);
+    match request {
+        Request::Power(name, verb) => {
+            if let Err(failure) = power(library, &name, verb) {
+                tell(failure.into());
+            } else if verb == Power::ShutDown {
+                tell(Update::Notice(format!("{name} was asked to shut down")));
+            }
+        }
+        Request::ShowConsole(name) => {
+            let shown = ask(library, &name, &protocol::Request::Raise);
+            if let Err(error) = shown {
+                tell(failure(format!("The window of {name} can't be shown"), &error, None).into());
+            }
+        }
+        Request::Create { new, start } => match library.create(&new) {
+            Ok(machine) => {
+                let _ = shared.kick.send(());
+                tell(Update::Created(machine.name.clone()));
+                if start && let Err(failure) = power(library, &machine.name, Power::Start) {
+                    tell(failure.into());
+                }
+            }
+            Err(error) => tell(failure(format!("{} could not be created", new.name), &error, None).into()),
+        },
+        Request::Demo => {
+            if let Err(error) = session::launch_demo() {
+                tell(failure("The demo guest did not start".into(), &error, None).into());
+            }
+        }
+        Request::Save(name, config) => {
+            let saved = library.load(&name).and_then(|mut machine| {
+                let _lock = machine.lock()?;
+                machine.config = config;
+                library.save(&machine)
+            });
+            match saved {
+                Ok(()) => tell(Update::Saved(name)),
+                Err(error) => tell(failure(format!("The settings of {name} were not saved"), &error, None).into()),
+            }
+        }
+        Request::ChangeMedium(name, drive, path) => {
+            let changed = machine_id(library, &name)
+                .and_then(|id| Client::connect(&id)?.change_medium(drive, path.as_deref()).map_err(Into::into));
+            if let Err(error) = changed {
+                tell(failure(format!("The CD of {name} was not changed"), &error, None).into());
+            }
+        }
+        Request::Rename(name, new) => match library.rename(&name, &new) {
+            Ok(machine) => {
+                let _ = shared.kick.send(());
+                tell(Update::Renamed(name, machine.name));
+            }
+            Err(error) => tell(failure(format!("{name} was not renamed"), &error, None).into()),
+        },
+        Request::Delete(name) => match delete(library, &name) {
+            Ok((trashed, what)) => tell(Update::Deleted(trashed, what)),
+            Err(error) => tell(failure(format!("{name} was not moved to the trash"), &error, None).into()),
+        },
+        Request::Restore(trashed) => {
+            if let Err(error) = library.restore(&trashed) {
+                let next = Some("It is still in the trash.");
+                tell(failure(format!("{} was not brought back", trashed.name), &error, next).into());
+            }
+        }
+        Request::Inspect(path) => {
+            let found = library::detect(&path).map(|medium| {
+                let new = medium.suggest(&HostLimits::read(library.root()));
+                (medium, new)
+            });
+            let found = found.map_err(|error| {
+                let name = path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into());
+                failure(format!("Nothing can be made of {name}"), &error, None)
+            });
+            tell(Update::Inspected(path, found));
+        }
+        Request::List(folder) => {
+            let listing = list(&folder).map_err(|error| sentence(&error.to_string()));
+            tell(Update::Listed(folder, listing));
+        }
+        Request::AskDesktop(purpose) => ask_desktop(&shared.tell, purpose),
+        Request::CheckHost { tell: say } => {
+            let checks = preflight(library.root());
+            let good = checks.iter().all(|check| matches!(check.outcome, Outcome::Good(_)));
+            let failed = checks.into_iter().filter_map(|check| {
+                let (cause, fatal) = match check.outcome {
+                    Outcome::Good(_) => return None,
+                    Outcome::Warning(cause) => (cause, false),
+                    Outcome::Failed(cause) => (cause, true),
+                };
+                let (what, command) = (check.what.to_string(), cause.command);
+                Some(Check { what, cause: cause.cause, remedy: cause.remedy, command, fatal })
+            });
+            tell(Update::Host(HostLimits::read(library.root()), failed.collect()));
+            if say && good {
+                tell(Update::Notice("This host has all that virtual machines need".into()));
+            }
+        }
+        Request::Keep(settings) => {
+            if let Err(error) = settings::keep(&settings) {
+                tell(failure("The settings of the manager were not kept".into(), &error, None).into());
+            }
+        }
+        // Never comes here: it starts no job.
+        Request::Watch(_) => {}
+    }
+}
+
+/// Why a machine did not do what it was asked: it is not there, or it did not answer or refused.
+#[derive(Debug, thiserror::Error)]
+enum AskError {
+    #[error(transparent)]
+    Library(#[from] library::LibraryError),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
+
+fn machine_id(library: &Library, name: &str) -> Result<String, AskError> {
+    Ok(library.load(name)?.id)
+}
+
+fn ask(library: &Library, name: &str, request: &protocol::Request) -> Result<(), AskError> {
+    Ok(Client::connect(&machine_id(library, name)?)?.command(request)?)
+}
+
+fn power(library: &Library, name: &str, verb: Power) -> Result<(), Failure> {
+    let (what, request) = match verb {
+        Power::Start => {
+            let what = format!("{name} did not start");
+            let next = "The machine's Log tab tells what its monitor wrote down.";
+            let machine = library.load(name).map_err(|error| failure(what.clone(), &error, None))?;
+            return match session::launch(library, &machine, false) {
+                Ok(_) => Ok(()),
+                Err(error) => Err(failure(what, &error, Some(next))),
+            };
+        }
+        Power::ShutDown => ("was not asked to shut down", protocol::Request::ShutDown),
+        Power::PowerOff => ("was not powered off", protocol::Request::PowerOff),
+        Power::Reset => ("was not reset", protocol::Request::Reset),
+        Power::Pause => ("was not paused", protocol::Request::Pause),
+        Power::Resume => ("was not resumed", protocol::Request::Resume),
+    };
+    ask(library, name, &request).map_err(|error| failure(format!("{name} {what}"), &error, None))
+}
+
+/// Moves a machine to the trash; the answer says what it held.
+fn delete(library: &Library, name: &str) -> Result<(Trashed, String), library::LibraryError> {
+    let machine = library.load(name)?;
+    let disks = machine.own_disks();
+    let bytes: u64 = disks.iter().map(|(_, bytes)| bytes).sum();
+    let what = match disks.len() {
+        0 => String::new(),
+        1 => format!(", with its disk of {}", size::human(bytes)),
+        count => format!(", with its {count} disks of {}", size::human(bytes)),
+    };
+    library.trash(name).map(|trashed| (trashed, what))
+}
+
+fn list(folder: &Path) -> std::io::Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    for item in std::fs::read_dir(folder)?.take(MAX_ENTRIES).flatten() {
+        // A link counts as what it leads to; one that leads nowhere is left out.
+        let Ok(meta) = std::fs::metadata(item.path()) else { continue };
+        let size = (!meta.is_dir()).then_some(meta.len());
+        entries.push(Entry { name: item.file_name().to_string_lossy().into_owned(), size });
+    }
+    entries.sort_by_cached_key(|entry| (!entry.is_folder(), entry.name.to_lowercase()));
+    Ok(entries)
+}
+
+/// Lets the desktop's own dialog choose a file, where there is one.
+fn ask_desktop(tell: &Tell, purpose: Purpose) {
+    if !settings::desktop_has_file_dialog() {
+        return tell.say(Update::NoDialog(purpose));
+    }
+    let mut dialog = rfd::FileDialog::new().set_title(purpose.title());
+    dialog = match purpose {
+        Purpose::Medium(_) => {
+            dialog.add_filter("CD and DVD images", &["iso", "ISO", "img"]).add_filter("All files", &["*"])
+        }
+        _ => dialog,
+    };
+    let path = dialog.pick_file();
+    tell.say(Update::Chosen(purpose, path));
+}
+
+/// The library's thread.
+fn watch_library(shared: &Arc<Shared>, kicked: &Receiver<()>) {
+    let mut followers: HashMap<String, Sender<()>> = HashMap::new();
+    let mut last: Option<Vec<Machine>> = None;
+    let mut failed: Option<Failure> = None;
+    let mut last_log = None;
+    loop {
+        match shared.library.list() {
+            Ok(entries) => {
+                failed = None;
+                let machines: Vec<Machine> =
+                    entries.into_iter().map(|entry| look_at(shared, entry, &mut followers)).collect();
+                if last.as_ref() != Some(&machines) {
+                    shared.tell.say(Update::Machines(Ok(machines.clone())));
+                    last = Some(machines);
+                }
+            }
+            Err(error) => {
+                let next = Some("Check that the folder is there and yours; ORANGERY_LIBRARY names another one.");
+                let failure = failure("The library can't be read".into(), &error, next);
+                if failed.as_ref() != Some(&failure) {
+                    last = None;
+                    failed = Some(failure.clone());
+                    shared.tell.say(Update::Machines(Err(failure)));
+                }
+            }
+        }
+        let watch = lock(&shared.watch).clone();
+        let machine = last.iter().flatten().find(|machine| watch.log && watch.selected.as_ref() == Some(&machine.name));
+        if let Some(machine) = machine {
+            let log = Log { name: machine.name.clone(), files: read_logs(&machine.folder.join("logs")) };
+            if last_log.as_ref() != Some(&log) {
+                shared.tell.say(Update::Log(log.clone()));
+                last_log = Some(log);
+            }
+        }
+        match kicked.recv_timeout(POLL) {
+            Ok(()) | Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        // Several kicks are one.
+        while kicked.try_recv().is_ok() {}
+    }
+}
+
+/// A machine as it is now; starts and ends the thread that follows it.
+fn look_at(shared: &Arc<Shared>, entry: library::Entry, followers: &mut HashMap<String, Sender<()>>) -> Machine {
+    let name = entry.name();
+    let kept = match entry.machine {
+        Ok(kept) => kept,
+        Err(error) => {
+            return Machine {
+                name,
+                folder: entry.folder,
+                state: State::Broken,
+                config: Err(chain(&error)),
+                disks: Vec::new(),
+                headless: false,
+                drives: None,
+                problem: None,
+            };
+        }
+    };
+    // A lock that can't be read is treated as nobody's: a start will tell.
+    let held = kept.holder().ok().flatten().is_some();
+    if held && !followers.contains_key(&kept.id) {
+        let (stop, stopped) = mpsc::channel();
+        let (shared, id, name) = (Arc::clone(shared), kept.id.clone(), name.clone());
+        let spawned = thread::Builder::new().name("follow".into()).spawn(move || follow(&shared, &id, &name, &stopped));
+        if spawned.is_ok() {
+            followers.insert(kept.id.clone(), stop);
+        }
+    }
+    if !held {
+        followers.remove(&kept.id);
+        lock(&shared.live).remove(&kept.id);
+    }
+    let live = lock(&shared.live).get(&kept.id).cloned();
+    let live = live.unwrap_or(Live {
+        state: if held { State::Starting } else { State::Stopped },
+        headless: false,
+        drives: None,
+        problem: None,
+    });
+    let config = kept.resolved();
+    let disks = config.disks.iter().map(|disk| disk_facts(&disk.path)).collect();
+    Machine {
+        name,
+        folder: kept.folder().to_path_buf(),
+        state: live.state,
+        config: Ok(kept.config),
+        disks,
+        headless: live.headless,
+        drives: live.drives,
+        problem: live.problem,
+    }
+}
+
+fn disk_facts(path: &Path) -> DiskFacts {
+    use std::os::unix::fs::MetadataExt;
+    let sizes = match std::fs::metadata(path) {
+        Ok(meta) if meta.is_file() => Ok((meta.len(), meta.blocks() * 512)),
+        Ok(_) => Err("Not a file: its size is not known".to_string()),
+        Err(error) => Err(sentence(&format!("its file can't be read: {error}"))),
+    };
+    DiskFacts { path: path.to_path_buf(), sizes }
+}
+
+/// Follows a running machine until nobody holds it any more.
+fn follow(shared: &Shared, id: &str, name: &str, stopped: &Receiver<()>) {
+    let begun = Instant::now();
+    let mut client = None;
+    let mut pictured = None;
+    loop {
+        let selected = lock(&shared.watch).selected.as_deref() == Some(name);
+        let width = if selected { PICTURE } else { THUMBNAIL };
+        let (live, seen) = match see(&mut client, id) {
+            Ok(state) => {
+                let seen = state.screen.is_some().then_some((state.frames, width));
+                (Live::from(state), seen)
+            }
+            Err(error) => {
+                client = None;
+                let young = begun.elapsed() < START_PATIENCE && matches!(error, ControlError::NotRunning);
+                let state = if young { State::Starting } else { State::Unresponsive };
+                let problem = (!young).then(|| chain(&error));
+                (Live { state, headless: false, drives: None, problem }, None)
+            }
+        };
+        if live.state == State::Stopped {
+            // It says so itself; its lock goes in a moment.
+            client = None;
+        }
+        if lock(&shared.live).insert(id.to_string(), live.clone()).as_ref() != Some(&live) {
+            let _ = shared.kick.send(());
+        }
+        if seen != pictured {
+            let image = seen.and(client.as_mut()).and_then(|client| picture(client, width));
+            pictured = seen;
+            shared.tell.say(Update::Picture(Picture { name: name.to_string(), image }));
+        }
+        match stopped.recv_timeout(if selected { POLL } else { POLL_OTHERS }) {
+            Err(RecvTimeoutError::Timeout) => {}
+            _ => return,
+        }
+    }
+}
+
+fn see(client: &mut Option<Client>, id: &str) -> Result<protocol::State, ControlError> {
+    match client {
+        Some(client) => client.state(),
+        None => client.insert(Client::connect(id)?).state(),
+    }
+}
+
+impl From<protocol::State> for Live {
+    fn from(state: protocol::State) -> Live {
+        Live {
+            state: match state.power {
+                control::Power::Starting => State::Starting,
+                control::Power::Running => State::Running,
+                control::Power::Paused => State::Paused,
+                control::Power::Stopped => State::Stopped,
+            },
+            headless: !state.window,
+            drives: Some(state.drives),
+            problem: state.problem,
+        }
+    }
+}
+
+/// The machine's screen, reduced; `None` when there is none or it makes no sense.
+fn picture(client: &mut Client, width: u32) -> Option<ColorImage> {
+    let shot = client.screenshot(Some(width)).ok()?;
+    let mut decoder = png::Decoder::new(std::io::Cursor::new(shot.png));
+    decoder.set_transformations(png::Transformations::normalize_to_color8());
+    let mut reader = decoder.read_info().ok()?;
+    let mut pixels = vec![0; reader.output_buffer_size()?];
+    let info = reader.next_frame(&mut pixels).ok()?;
+    pixels.truncate(info.buffer_size());
+    let size = [usize::try_from(info.width).ok()?, usize::try_from(info.height).ok()?];
+    match info.color_type {
+        png::ColorType::Rgb => Some(ColorImage::from_rgb(size, &pixels)),
+        png::ColorType::Rgba => Some(ColorImage::from_rgba_unmultiplied(size, &pixels)),
+        png::ColorType::Grayscale => Some(ColorImage::from_gray(size, &pixels)),
+        _ => None,
+    }
+}
+
+/// The ends of the log files in a folder.
+fn read_logs(folder: &Path) -> BTreeMap<String, String> {
+    let Ok(items) = std::fs::read_dir(folder) else { return BTreeMap::new() };
+    let mut names: Vec<PathBuf> =
+        items.flatten().map(|item| item.path()).filter(|path| path.extension().is_some_and(|e| e == "log")).collect();
+    names.sort();
+    let read = names.into_iter().take(MAX_LOGS).filter_map(|path| {
+        let name = path.file_name()?.to_string_lossy().into_owned();
+        Some((name, tail(&path).unwrap_or_else(|error| sentence(&format!("it can't be read: {error}")))))
+    });
+    read.collect()
+}
+
+/// The last lines of a file, as text that is safe to show.
+fn tail(path: &Path) -> std::io::Result<String> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let start = length.saturating_sub(LOG_TAIL);
+    file.seek(SeekFrom::Start(start))?;
+    let mut bytes = Vec::new();
+    file.take(LOG_TAIL).read_to_end(&mut bytes)?;
+    let text = plain_text(&String::from_utf8_lossy(&bytes));
+    // What is left of a line's end is no line.
+    let text = if start > 0 { text.split_once('\n').map_or(text.as_str(), |(_, rest)| rest).to_string() } else { text };
+    Ok(text.trim_end().to_string())
+}
+
+/// Without the terminal's control sequences (ECMA-48 §5.4: ESC, `[`, parameters, a final byte) and other control
+/// characters that a log has and nobody reads.
+fn plain_text(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut letters = text.chars().peekable();
+    while let Some(c) = letters.next() {
+        match c {
+            '\u{1b}' => {
+                if letters.next_if_eq(&'[').is_some() {
+                    while letters.next_if(|c| !('\u{40}'..='\u{7e}').contains(c)).is_some() {}
+                }
+                letters.next();
+            }
+            '\n' | '\t' => plain.push(c),
+            c if c.is_control() => {}
+            c => plain.push(c),
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_is_shown_without_the_terminals_control_sequences() {
+        assert_eq!(plain_text("a\u{1b}[1;32mgreen\u{1b}[0m\r\nb\u{1b}"), "agreen\nb");
+        assert_eq!(plain_text("\u{1b}[2J\u{1b}[Hhello\u{8}\ttab"), "hello\ttab");
+    }
+
+    #[test]
+    fn only_the_end_of_a_long_log_is_read_and_it_starts_with_a_whole_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let lines: String = (0..20_000).map(|i| format!("line {i}\n")).collect();
+        std::fs::write(dir.path().join("serial.log"), &lines).unwrap();
+        let logs = read_logs(dir.path());
+        let text = &logs["serial.log"];
+        assert!(text.len() as u64 <= LOG_TAIL && text.ends_with("line 19999"));
+        let first = text.lines().next().unwrap();
+        assert!(lines.lines().any(|line| line == first), "{first}");
+    }
+
+    #[test]
+    fn folders_come_first_and_a_link_counts_as_what_it_leads_to() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a.iso"), b"12345").unwrap();
+        std::fs::create_dir(dir.path().join("Zoo")).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("Zoo"), dir.path().join("link")).unwrap();
+        std::os::unix::fs::symlink("/nowhere/at/all", dir.path().join("broken")).unwrap();
+        let listing = list(dir.path()).unwrap();
+        let names: Vec<(&str, Option<u64>)> = listing.iter().map(|e| (e.name.as_str(), e.size)).collect();
+        assert_eq!(names, [("link", None), ("Zoo", None), ("a.iso", Some(5))]);
+    }
+
+    #[test]
+    fn an_error_is_told_with_its_causes_as_a_sentence() {
+        let error = library::Library::open("/proc/nowhere").unwrap_err();
+        let text = chain(&error);
+        assert!(text.starts_with("Could not make /proc/nowhere: ") && text.ends_with('.'), "{text}");
+    }
+}

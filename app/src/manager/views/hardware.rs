@@ -1,0 +1,176 @@
+//! A machine's settings.
+
+use std::path::PathBuf;
+
+use egui::{Frame, Margin, Panel, Ui, WidgetInfo, WidgetType};
+use vmm_core::config::{Cache, CdromConfig, DiskConfig, MAX_CDROMS, MAX_DISKS, VmConfig};
+
+use super::{View, form, notices, shell};
+use crate::manager::action::{Action, Purpose};
+use crate::manager::model::Machine;
+use crate::manager::state::Edit;
+use crate::theme::{Note, Tone, UiExt, icon, size};
+
+/// Draws the tab.
+pub fn show(ui: &mut Ui, view: &mut View<'_>, machine: &Machine) {
+    let t = ui.tokens();
+    let Ok(kept) = &machine.config else {
+        shell::page(ui, |ui| {
+            notices::failures(ui, view);
+            ui.muted("The settings can't be shown: this virtual machine's file can't be understood.");
+        });
+        return;
+    };
+    // Taken out while it is drawn, so that the rows can ask for actions.
+    let mut edit = match view.state.edit.take() {
+        Some(edit) if edit.name == machine.name && edit.is_changed() => edit,
+        _ => Edit::new(&machine.name, kept),
+    };
+    edit.kept = kept.clone();
+    let errors = edit.config.validate().err().unwrap_or_default();
+    let alive = machine.state.is_alive();
+    if edit.is_changed() && !alive {
+        let frame = Frame::new().fill(t.panel).inner_margin(Margin::symmetric(24, 12));
+        Panel::bottom("save").frame(frame).show(ui, |ui| {
+            ui.horizontal_wrapped(|ui| {
+                let reason = (!errors.is_empty()).then_some("Mend what is marked first");
+                if ui.tool_button(Tone::Good, icon::GOOD, "Save changes", reason).clicked() {
+                    view.ask(Action::Save);
+                }
+                if ui.tool_button(Tone::Info, "", "Revert", None).clicked() {
+                    view.ask(Action::Revert);
+                }
+            });
+        });
+    }
+    shell::page(ui, |ui| {
+        ui.set_max_width(size::PAGE);
+        notices::failures(ui, view);
+        if alive {
+            let text = "Shut it down to change its hardware. A CD can be changed at any time.";
+            ui.notice(Tone::Info, "This virtual machine is running", text, |_| ());
+        }
+        ui.add_enabled_ui(!alive, |ui| {
+            ui.card(|ui| {
+                ui.section("Processor and memory");
+                form::cpus(ui, &mut edit.config.cpus, view.model.host.as_ref(), &errors);
+                form::memory(ui, &mut edit.config.memory_mib, view.model.host.as_ref(), &errors);
+            });
+            ui.card(|ui| disks(ui, view, &mut edit.config, &errors));
+        });
+        ui.card(|ui| drives(ui, view, machine, &mut edit.config, &errors, alive));
+        ui.add_enabled_ui(!alive, |ui| {
+            ui.card(|ui| {
+                ui.section("Network");
+                form::nets(ui, &mut edit.config.nets, &errors);
+            });
+            ui.card(|ui| {
+                ui.section("Screen");
+                form::display(ui, &mut edit.config.display, &errors);
+            });
+            ui.card(|ui| {
+                ui.section("Start");
+                form::boot(ui, view, &mut edit.config.boot, &errors);
+            });
+        });
+    });
+    view.state.edit = Some(edit);
+}
+
+fn disks(ui: &mut Ui, view: &mut View<'_>, config: &mut VmConfig, errors: &[vmm_core::config::ConfigError]) {
+    ui.section("Disks");
+    let mut gone = None;
+    for (i, disk) in config.disks.iter_mut().enumerate() {
+        let label = format!("Disk {}", i + 1);
+        let note = Note::NONE.or_error(form::error_of(errors, &format!("disks[{i}]")));
+        ui.field_row(&label, note, |ui, id| {
+            let mut text = disk.path.display().to_string();
+            let beside = size::CHOOSE + size::CHECK + size::CONTROL + size::GAP;
+            if form::text_field(ui, id, &label, &mut text, "A raw disk image", beside).changed() {
+                disk.path = PathBuf::from(text);
+            }
+            let choose = ui.tool_button(Tone::Info, icon::OPEN, "Choose…", None);
+            choose.widget_info(|| WidgetInfo::labeled(WidgetType::Button, ui.is_enabled(), format!("Choose: {label}")));
+            if choose.clicked() {
+                view.ask(Action::Pick(Purpose::Disk(i)));
+            }
+            ui.checkbox(&mut disk.readonly, "Read only");
+            if ui.icon_button(icon::TRASH, &format!("Detach: {label}")).clicked() {
+                gone = Some(i);
+            }
+        });
+    }
+    if let Some(i) = gone {
+        config.disks.remove(i);
+    }
+    let note = if config.disks.is_empty() { Note::hint("No hard disk") } else { Note::NONE };
+    ui.field_row(
+        "",
+        note.or_error(form::error_of(errors, "disks").filter(|_| config.disks.len() > MAX_DISKS)),
+        |ui, _| {
+            let full = (config.disks.len() >= MAX_DISKS).then_some("It has as many disks as a machine can have");
+            if ui.tool_button(Tone::Info, icon::ADD, "Attach a disk image…", full).clicked() {
+                view.ask(Action::Pick(Purpose::Disk(config.disks.len())));
+            }
+        },
+    );
+}
+
+fn drives(
+    ui: &mut Ui,
+    view: &mut View<'_>,
+    machine: &Machine,
+    config: &mut VmConfig,
+    errors: &[vmm_core::config::ConfigError],
+    alive: bool,
+) {
+    ui.section("CD-ROM");
+    if alive {
+        // What is in the drives of a running machine, and not what its file says for the next start.
+        let now = machine.drives.clone().unwrap_or_default();
+        for (drive, medium) in now.iter().enumerate() {
+            live_drive(ui, view, drive, medium.as_deref());
+        }
+        if now.is_empty() {
+            ui.muted("This machine has no CD-ROM drive.");
+        }
+        return;
+    }
+    for drive in 0..config.cdroms.len() {
+        let medium = config.cdroms[drive].path.clone();
+        if let Some(new) = form::cdrom(ui, view, drive, medium.as_deref(), errors) {
+            config.cdroms[drive].path = new;
+        }
+    }
+    ui.field_row("", Note::NONE, |ui, _| {
+        let full = (config.cdroms.len() >= MAX_CDROMS).then_some("It has as many drives as a machine can have");
+        if ui.tool_button(Tone::Info, icon::ADD, "Add a drive", full).clicked() {
+            config.cdroms.push(CdromConfig::default());
+        }
+        if !config.cdroms.is_empty() && ui.tool_button(Tone::Info, icon::TRASH, "Remove the last", None).clicked() {
+            config.cdroms.pop();
+        }
+    });
+}
+
+fn live_drive(ui: &mut Ui, view: &mut View<'_>, drive: usize, medium: Option<&std::path::Path>) {
+    let label = if drive == 0 { "CD drive".to_string() } else { format!("CD drive {}", drive + 1) };
+    ui.field_row(&label, Note::NONE, |ui, _| {
+        let words = medium.map_or("Empty".to_string(), super::machine::file_name);
+        ui.add(egui::Label::new(words).truncate());
+        let insert = if medium.is_some() { "Change…" } else { "Insert…" };
+        let change = ui.tool_button(Tone::Info, icon::CD, insert, None);
+        change.widget_info(|| WidgetInfo::labeled(WidgetType::Button, true, format!("{insert}: {label}")));
+        if change.clicked() {
+            view.ask(Action::Pick(Purpose::Medium(drive)));
+        }
+        if medium.is_some() && ui.tool_button(Tone::Info, icon::EJECT, "Eject", None).clicked() {
+            view.ask(Action::Eject(drive));
+        }
+    });
+}
+
+/// A disk that is attached to an old machine.
+pub fn attached(path: PathBuf) -> DiskConfig {
+    DiskConfig { path, readonly: false, cache: Cache::Auto }
+}

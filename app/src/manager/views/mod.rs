@@ -1,0 +1,79 @@
+//! The views: functions of the model and of what the person is doing, that draw and answer with actions.
+
+mod dialogs;
+mod empty;
+mod form;
+mod hardware;
+mod library;
+mod log;
+mod machine;
+mod new_machine;
+mod notices;
+mod picker;
+mod shell;
+
+use std::collections::HashMap;
+
+use egui::{TextureHandle, Ui};
+
+use super::action::{Action, Command};
+use super::model::Model;
+use super::state::ViewState;
+use crate::theme::{Tone, UiExt};
+
+pub use hardware::attached;
+pub use shell::show;
+
+/// The guests' pictures, by the machines' names.
+pub type Pictures = HashMap<String, TextureHandle>;
+
+/// What a view is given.
+pub struct View<'a> {
+    /// What the workers know.
+    pub model: &'a Model,
+    /// What the person is doing.
+    pub state: &'a mut ViewState,
+    /// The guests' pictures.
+    pub pictures: &'a Pictures,
+    /// What the person asks for.
+    pub actions: Vec<Action>,
+}
+
+impl View<'_> {
+    fn ask(&mut self, action: Action) {
+        self.actions.push(action);
+    }
+
+    /// A button for a command, disabled with its reason when it can't be done.
+    fn command_button(&mut self, ui: &mut Ui, command: Command, tone: Tone) {
+        let reason = command.refusal(self.model, self.state);
+        if ui.tool_button(tone, command.icon(), command.label(), reason).clicked() {
+            self.ask(Action::Command(command));
+        }
+    }
+
+    /// A menu's row for a command.
+    fn command_item(&mut self, ui: &mut Ui, command: Command) {
+        let reason = command.refusal(self.model, self.state);
+        let key = command.shortcut().map(|key| ui.ctx().format_shortcut(&key)).unwrap_or_default();
+        if ui.menu_item(command.icon(), command.label(), &key, reason).clicked() {
+            self.ask(Action::Command(command));
+            ui.close();
+        }
+    }
+
+    /// A menu's row for one of several choices.
+    fn command_choice(&mut self, ui: &mut Ui, command: Command, chosen: bool) {
+        if ui.radio(chosen, command.label()).clicked() {
+            self.ask(Action::Command(command));
+            ui.close();
+        }
+    }
+
+    /// A command as a line of text.
+    fn command_link(&mut self, ui: &mut Ui, command: Command, label: &str) {
+        if ui.link(label).clicked() {
+            self.ask(Action::Command(command));
+        }
+    }
+}

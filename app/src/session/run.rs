@@ -1,0 +1,229 @@
+//! `orangery run`: a machine of the library in this process, until it stops.
+
+use std::io;
+use std::sync::Arc;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use vmm_core::vm::{BuildError, VmCommand};
+
+use super::hub::{Hub, Line};
+use super::log::Log;
+use super::signals::Signals;
+use super::{Session, Streams, launch::Announcement};
+use crate::control::server::Server;
+use crate::library::{Library, LibraryError, Machine};
+
+/// Why a machine did not run, or did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The library would not give it.
+    #[error(transparent)]
+    Library(#[from] LibraryError),
+    /// It could not be built.
+    #[error("could not start {name:?}")]
+    Build {
+        /// The machine.
+        name: String,
+        /// Why.
+        #[source]
+        source: BuildError,
+    },
+    /// This process lacks something.
+    #[error("could not {what}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// Its window failed.
+    #[error("{}", words(.0))]
+    Window(anyhow::Error),
+    /// It stopped, and no guest powered it off.
+    #[error("{0}")]
+    Ended(String),
+}
+
+/// An error and its causes, as one sentence.
+fn words(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+impl RunError {
+    pub(super) fn host(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
+        move |source| RunError::Host { what, source }
+    }
+}
+
+/// Runs `machine` with its window, or without one when `headless`, until it has stopped. `announce` is called when it runs
+/// and its socket answers.
+///
+/// # Errors
+/// It runs already, cannot be built, or was stopped by a problem.
+pub fn run(
+    library: &Library,
+    mut machine: Machine,
+    headless: bool,
+    announce: impl FnOnce(&Announcement),
+) -> Result<(), RunError> {
+    let _lock = machine.lock()?;
+    library.make_id_unique(&mut machine)?;
+    let signals = Signals::take().map_err(RunError::host("take this process's signals"))?;
+    if headless { without_window(&machine, &signals, announce) } else { with_window(&machine, &signals, announce) }
+}
+
+/// What serves a machine while it runs; dropped when it has stopped.
+struct Service {
+    session: Arc<Session>,
+    _server: Server,
+}
+
+/// Starts the machine's streams and its socket, and tells that it runs.
+fn serve(
+    machine: &Machine,
+    session: Arc<Session>,
+    streams: Streams,
+    announce: impl FnOnce(&Announcement),
+) -> Result<Service, RunError> {
+    let logs = machine.logs();
+    let log = |name: &str| Log::start(logs.join(name)).ok();
+    let Streams { serial, console, debug } = streams;
+    let lines = vec![
+        Line::new(serial, log("serial.log")),
+        Line::new(console, log("console.log")),
+        Line::new(debug, log("firmware.log")),
+    ];
+    let hub = Hub::start(lines).map_err(RunError::host("start the thread of the machine's streams"))?;
+    let _ = session.hub.set(hub);
+    let server = Server::start(&machine.id, session.clone());
+    let server = server.map_err(RunError::host("open the machine's control socket"))?;
+    session.note(&format!("Started {:?} (process {}).", machine.name, std::process::id()));
+    announce(&Announcement::Started { id: machine.id.clone(), name: machine.name.clone(), pid: std::process::id() });
+    Ok(Service { session, _server: server })
+}
+
+fn build_error(machine: &Machine) -> impl FnOnce(BuildError) -> RunError {
+    let name = machine.name.clone();
+    move |source| RunError::Build { name, source }
+}
+
+fn without_window(machine: &Machine, signals: &Signals, announce: impl FnOnce(&Announcement)) -> Result<(), RunError> {
+    let log = Log::start(machine.logs().join("orangery.log")).ok();
+    let identity = (machine.id.clone(), machine.name.clone());
+    let (session, streams) =
+        Session::start(identity, &machine.resolved(), log, || (), |_| ()).map_err(build_error(machine))?;
+    let service = match serve(machine, session.clone(), streams, announce) {
+        Ok(service) => service,
+        Err(error) => {
+            end(&session);
+            return Err(error);
+        }
+    };
+    wait(&service.session, signals).map_err(RunError::host("wait for the machine"))?;
+    finish(&service.session)
+}
+
+/// Waits until the machine has stopped; signals ask it to.
+pub(super) fn wait(session: &Session, signals: &Signals) -> io::Result<()> {
+    use std::os::fd::AsFd;
+    let mut asked = Asked::default();
+    while !session.has_stopped() {
+        let mut fds = [
+            PollFd::from_borrowed_fd(session.stopped(), PollFlags::IN),
+            PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
+        ];
+        match poll(&mut fds, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        asked.answer(session, signals);
+    }
+    Ok(())
+}
+
+/// How often a signal asked for the end.
+#[derive(Debug, Default)]
+pub(super) struct Asked(u32);
+
+impl Asked {
+    /// The first signal presses the power button, the next pulls the plug. Says whether the plug was pulled.
+    pub(super) fn answer(&mut self, session: &Session, signals: &Signals) -> bool {
+        while signals.next().is_some() {
+            self.0 += 1;
+            if self.0 > 1 {
+                session.note("A second signal: powering off.");
+                end(session);
+                return true;
+            }
+            session.note("A signal: asking the guest to shut down.");
+            match session.send(VmCommand::ShutDown) {
+                Ok(()) => eprintln!("orangery: asked the guest to shut down; once more powers it off\r"),
+                Err(why) => {
+                    eprintln!("orangery: could not ask the guest to shut down ({why}); once more powers it off\r")
+                }
+            }
+        }
+        self.0 > 1
+    }
+}
+
+/// Pulls the plug. A machine that refuses has stopped already.
+pub(super) fn end(session: &Session) {
+    let _ = session.send(VmCommand::PowerOff);
+}
+
+/// Waits for the machine's threads, and says why it stopped if that was no power-off.
+pub(super) fn finish(session: &Session) -> Result<(), RunError> {
+    session.vm.wait();
+    session.failure().map_or(Ok(()), |why| Err(RunError::Ended(why)))
+}
+
+#[cfg(not(feature = "gui"))]
+fn with_window(_: &Machine, _: &Signals, _: impl FnOnce(&Announcement)) -> Result<(), RunError> {
+    Err(RunError::Window(anyhow::anyhow!("this Orangery was built without windows; use --headless")))
+}
+
+#[cfg(feature = "gui")]
+fn with_window(machine: &Machine, signals: &Signals, announce: impl FnOnce(&Announcement)) -> Result<(), RunError> {
+    use super::window;
+    let log = Log::start(machine.logs().join("orangery.log")).ok();
+    let identity = (machine.id.clone(), machine.name.clone());
+    let config = machine.resolved();
+    let mut options = window::options(&machine.name, &config);
+    options.can_keep_running = true;
+    let mut service = None;
+    let shown = window::show(
+        options,
+        identity,
+        &config,
+        log,
+        |session, streams| {
+            service = Some(serve(machine, session, streams, announce)?);
+            Ok(())
+        },
+        signals,
+    );
+    let Some(service) = service else { return shown.map(|_| ()).map_err(|error| name_build(error, machine)) };
+    if let Err(error) = shown {
+        // The display is gone, the guest is not: its work is not lost with the window.
+        service.session.note(&format!("{error}. The machine is asked to shut down."));
+        let _ = service.session.send(VmCommand::ShutDown);
+        wait(&service.session, signals).map_err(RunError::host("wait for the machine"))?;
+        finish(&service.session)?;
+        return Err(error);
+    }
+    if !service.session.has_stopped() {
+        end(&service.session);
+    }
+    finish(&service.session)
+}
+
+/// Gives a failed build the machine's name.
+#[cfg(feature = "gui")]
+fn name_build(error: RunError, machine: &Machine) -> RunError {
+    match error {
+        RunError::Build { source, .. } => RunError::Build { name: machine.name.clone(), source },
+        other => other,
+    }
+}

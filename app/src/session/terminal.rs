@@ -1,0 +1,251 @@
+//! A stream of a machine on the terminal, or on pipes: raw where there is a terminal, so that every key reaches the guest;
+//! Ctrl-] leaves.
+
+use std::io::{self, stdin, stdout};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
+use vmm_core::backend::chardev::CharPort;
+
+use super::run::Asked;
+use super::signals::Signals;
+use super::{Session, Streams};
+use crate::control::Attached;
+
+/// Ctrl-]: leaves the terminal, as in telnet.
+const ESCAPE: u8 = 0x1d;
+/// What is moved at once, bytes.
+const CHUNK: usize = 4096;
+
+/// Why a terminal's session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The other side is done.
+    Stream,
+    /// The person typed Ctrl-].
+    Escape,
+    /// Nobody reads the output any more.
+    Output,
+    /// A second signal.
+    Signal,
+}
+
+/// The terminal in raw mode; as it was when dropped.
+struct Raw {
+    before: Termios,
+}
+
+impl Raw {
+    /// Makes standard input raw if it is a terminal.
+    fn enter() -> Option<Raw> {
+        let before = tcgetattr(stdin()).ok().filter(|_| isatty(stdin()))?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(stdin(), OptionalActions::Now, &raw).ok()?;
+        Some(Raw { before })
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        let _ = tcsetattr(stdin(), OptionalActions::Drain, &self.before);
+    }
+}
+
+/// Standard input on its way to a guest: what was read and not yet taken.
+struct Input {
+    raw: Option<Raw>,
+    open: bool,
+    pending: Vec<u8>,
+}
+
+impl Input {
+    fn open() -> Input {
+        let raw = Raw::enter();
+        if raw.is_some() {
+            eprint!("orangery: Ctrl-] leaves\r\n");
+        }
+        Input { raw, open: true, pending: Vec::new() }
+    }
+
+    /// Whether there is room to read more.
+    fn wants_more(&self) -> bool {
+        self.open && self.pending.is_empty()
+    }
+
+    /// Reads what is typed; says whether it was Ctrl-].
+    fn read(&mut self) -> io::Result<bool> {
+        let mut chunk = [0; CHUNK];
+        match rustix::io::read(stdin(), &mut chunk) {
+            // EIO: the terminal is gone.
+            Ok(0) | Err(Errno::IO) => self.open = false,
+            Ok(count) => {
+                let bytes = &chunk[..count];
+                let escape = bytes.iter().position(|&b| b == ESCAPE).filter(|_| self.raw.is_some());
+                self.pending.extend_from_slice(&bytes[..escape.unwrap_or(count)]);
+                return Ok(escape.is_some());
+            }
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(false)
+    }
+}
+
+/// Writes all of it to standard output; `false` when nobody reads there.
+fn show(mut bytes: &[u8]) -> io::Result<bool> {
+    while !bytes.is_empty() {
+        match rustix::io::write(stdout(), bytes) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(Errno::INTR) => {}
+            // Somebody made the terminal non-blocking.
+            Err(Errno::AGAIN) => wait(&mut [interest(stdout().as_fd(), PollFlags::OUT)])?,
+            Err(Errno::PIPE) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(true)
+}
+
+fn interest(fd: BorrowedFd<'_>, flags: PollFlags) -> PollFd<'_> {
+    PollFd::from_borrowed_fd(fd, flags)
+}
+
+fn wait(fds: &mut [PollFd<'_>]) -> io::Result<()> {
+    match poll(fds, None) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Puts the serial port of a machine in this process on the terminal until the machine stops. The other streams, whom
+/// nobody listens to, are let run dry. `signals` is absent where another thread answers them.
+///
+/// # Errors
+/// The terminal fails.
+pub(super) fn serve(session: &Session, streams: &Streams, signals: Option<&Signals>) -> io::Result<Ended> {
+    let Streams { serial, console, debug } = streams;
+    let mut input = Input::open();
+    let mut asked = Asked::default();
+    let keys = stdin();
+    loop {
+        // Asked before the port is read: what the guest said last is in it by then.
+        let stopped = session.has_stopped();
+        serial.acknowledge();
+        serial.acknowledge_writable();
+        let mut chunk = [0; CHUNK];
+        loop {
+            match serial.read(&mut chunk) {
+                0 => break,
+                count if show(&chunk[..count])? => {}
+                _ => return Ok(Ended::Output),
+            }
+        }
+        for port in [console, debug] {
+            port.acknowledge();
+            while port.read(&mut chunk) > 0 {}
+        }
+        if stopped {
+            return Ok(Ended::Stream);
+        }
+        let taken = serial.write(&input.pending);
+        input.pending.drain(..taken);
+        if signals.is_some_and(|signals| asked.answer(session, signals)) {
+            return Ok(Ended::Signal);
+        }
+        let mut fds = vec![
+            interest(session.stopped(), PollFlags::IN),
+            interest(serial.as_fd(), PollFlags::IN),
+            interest(console.as_fd(), PollFlags::IN),
+            interest(debug.as_fd(), PollFlags::IN),
+        ];
+        fds.extend(signals.map(|signals| interest(signals.as_fd(), PollFlags::IN)));
+        if !input.pending.is_empty() {
+            fds.push(interest(serial.writable(), PollFlags::IN));
+        }
+        let reading = input.wants_more();
+        if reading {
+            fds.push(interest(keys.as_fd(), PollFlags::IN));
+        }
+        wait(&mut fds)?;
+        let typed = reading && fds.last().is_some_and(|fd| !fd.revents().is_empty());
+        if typed && input.read()? {
+            return Ok(Ended::Escape);
+        }
+    }
+}
+
+/// Puts a stream of a machine in another process on the terminal until either side ends it.
+///
+/// # Errors
+/// The terminal or the connection fails.
+pub fn attach(attached: Attached) -> io::Result<()> {
+    let Attached { received, stream } = attached;
+    if !show(&received)? {
+        return Ok(());
+    }
+    stream.set_nonblocking(true)?;
+    let mut input = Input::open();
+    let mut said_all = false;
+    let keys = stdin();
+    loop {
+        let mut fds = vec![interest(stream.as_fd(), PollFlags::IN)];
+        if !input.pending.is_empty() {
+            fds[0] = interest(stream.as_fd(), PollFlags::IN | PollFlags::OUT);
+        }
+        let reading = input.wants_more();
+        if reading {
+            fds.push(interest(keys.as_fd(), PollFlags::IN));
+        }
+        wait(&mut fds)?;
+        let typed = reading && fds.last().is_some_and(|fd| !fd.revents().is_empty());
+        if typed && input.read()? {
+            return Ok(());
+        }
+        if !receive(&stream)? {
+            return Ok(());
+        }
+        if !input.pending.is_empty() {
+            match rustix::io::write(&stream, &input.pending) {
+                Ok(count) => drop(input.pending.drain(..count)),
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(Errno::PIPE | Errno::CONNRESET) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if !input.open && input.pending.is_empty() && !said_all {
+            said_all = true;
+            stream.shutdown(std::net::Shutdown::Write)?;
+        }
+    }
+}
+
+/// Shows what came; `false` when the stream or the output has ended.
+fn receive(stream: &UnixStream) -> io::Result<bool> {
+    let mut chunk = [0; CHUNK];
+    match rustix::io::read(stream, &mut chunk) {
+        Ok(0) | Err(Errno::CONNRESET) => Ok(false),
+        Ok(count) => show(&chunk[..count]),
+        Err(Errno::AGAIN | Errno::INTR) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The port's end of a stream that nobody shows.
+pub(super) fn discard(session: &Session, streams: &Streams) -> io::Result<()> {
+    let Streams { serial, console, debug } = streams;
+    let ports: [&CharPort; 3] = [serial, console, debug];
+    while !session.has_stopped() {
+        for port in ports {
+            port.acknowledge();
+            while port.read(&mut [0; CHUNK]) > 0 {}
+        }
+        let mut fds = vec![interest(session.stopped(), PollFlags::IN)];
+        fds.extend(ports.map(|port| interest(port.as_fd(), PollFlags::IN)));
+        wait(&mut fds)?;
+    }
+    Ok(())
+}

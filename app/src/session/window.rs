@@ -1,0 +1,78 @@
+//! A machine with its console window: the window has the main thread, the machine and its signals have others.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+
+use vmm_core::config::VmConfig;
+
+use super::log::Log;
+use super::run::RunError;
+use super::signals::Signals;
+use super::{Session, Streams};
+use crate::console::{self, ConsoleSession, Options, Request};
+
+/// How the window of a machine opens.
+pub fn options(title: &str, config: &VmConfig) -> Options {
+    let drives = config.cdroms.iter().map(|drive| drive.path.clone()).collect();
+    Options { title: title.into(), drives, ..Options::default() }
+}
+
+/// Opens the window, starts the machine in it, calls `started`, and stays until the window is done with the machine.
+///
+/// # Errors
+/// There is no display, the machine cannot be built, `started` failed (the machine is then stopped), or the window broke
+/// (the machine may then still run).
+pub fn show(
+    options: Options,
+    identity: (String, String),
+    config: &VmConfig,
+    log: Option<Log>,
+    started: impl FnOnce(Arc<Session>, Streams) -> Result<(), RunError>,
+    signals: &Signals,
+) -> Result<(), RunError> {
+    let name = identity.1.clone();
+    let result = console::run(options, |waker| {
+        let (events, inbox) = channel();
+        let (requests, asked): (Sender<Request>, _) = channel();
+        let (on_screen, on_event) = (waker.clone(), waker.clone());
+        let tell = move |event: &_| {
+            // The window that does not listen any more is closed.
+            let _ = events.send(Clone::clone(event));
+            on_event.wake();
+        };
+        let (session, streams) = Session::start(identity, config, log, move || on_screen.wake(), tell)
+            .map_err(|source| RunError::Build { name, source })?;
+        let raise = waker.clone();
+        let _ = session.raise.set(Box::new(move || {
+            let _ = requests.send(Request::Raise);
+            raise.wake();
+        }));
+        let guarded = started(session.clone(), streams).and_then(|()| watch(session.clone(), signals));
+        if let Err(error) = guarded {
+            super::run::end(&session);
+            return Err(error.into());
+        }
+        let (commanded, typed) = (session.clone(), session.clone());
+        Ok(ConsoleSession {
+            screen: session.screen.clone(),
+            keyboard: session.keyboard.clone(),
+            pointer: session.pointer.clone(),
+            command: Box::new(move |command| commanded.send(command)),
+            type_text: Box::new(move |text| typed.type_text(text)),
+            events: inbox,
+            requests: asked,
+        })
+    });
+    result.map_err(|error| error.downcast::<RunError>().unwrap_or_else(RunError::Window))
+}
+
+/// Answers signals on a thread of its own while the machine runs.
+fn watch(session: Arc<Session>, signals: &Signals) -> Result<(), RunError> {
+    let what = "watch this process's signals";
+    let signals = signals.share().map_err(RunError::host(what))?;
+    // Without it the machine ends as the guest or the window says.
+    let answer = move || drop(super::run::wait(&session, &signals));
+    thread::Builder::new().name("signals".into()).spawn(answer).map_err(RunError::host(what))?;
+    Ok(())
+}

@@ -1,0 +1,178 @@
+//! Application processors: started by INIT and start-up IPIs, put to work under a ticket lock, answering IPIs.
+
+use crate::dma::Dma;
+use crate::drivers::lapic;
+use crate::report::Outcome;
+use crate::trap::VECTOR_IPI;
+use crate::{cpu, ensure, fail, time, trap};
+use core::ptr;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+/// Most processors besides the first that the descriptor table has room for.
+pub const MAX_AP: usize = 15;
+/// Where the trampoline goes, and its arguments: slot, TSS selector, CPL 0 stack, CPL 3 stack (boot.s).
+const TRAMPOLINE: u64 = 0x8000;
+const ARGUMENTS: u64 = 0x8008;
+/// First descriptor for a TSS of an application processor.
+const FIRST_TSS: usize = 8;
+const TSS_BYTES: usize = 0x68 + 0x2000 + 1;
+const KERNEL_STACK_BYTES: usize = 4096;
+const STACK_BYTES: usize = 32 * 1024;
+const PATIENCE_MICROS: u64 = 5_000_000;
+/// What each processor adds to the shared counter.
+pub const INCREMENTS: u64 = 20_000;
+
+unsafe extern "C" {
+    static trampoline: u8;
+    static trampoline_end: u8;
+    static mut gdt: [u64; FIRST_TSS + 32];
+}
+
+static ONLINE: AtomicU32 = AtomicU32::new(0);
+/// APIC ids of the processors that are online, by slot.
+static APIC_IDS: [AtomicU32; MAX_AP + 1] = [const { AtomicU32::new(0) }; MAX_AP + 1];
+static WORK: AtomicU32 = AtomicU32::new(0);
+static WORKED: AtomicU32 = AtomicU32::new(0);
+static PINGED: AtomicU32 = AtomicU32::new(0);
+static PONG: [AtomicU32; MAX_AP + 1] = [const { AtomicU32::new(0) }; MAX_AP + 1];
+static BOOT_APIC_ID: AtomicU32 = AtomicU32::new(0);
+static STARTED: AtomicBool = AtomicBool::new(false);
+
+/// A lock that serves in order of arrival, around a plain counter.
+struct Ticket {
+    next: AtomicU32,
+    serving: AtomicU32,
+    counter: AtomicU64,
+}
+
+static TICKET: Ticket = Ticket { next: AtomicU32::new(0), serving: AtomicU32::new(0), counter: AtomicU64::new(0) };
+
+impl Ticket {
+    /// Adds by load and store, which only the lock makes safe.
+    fn add(&self) -> bool {
+        let mine = self.next.fetch_add(1, Ordering::AcqRel);
+        let served = time::wait_for(PATIENCE_MICROS, || self.serving.load(Ordering::Acquire) == mine);
+        if served {
+            self.counter.store(self.counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            self.serving.store(mine.wrapping_add(1), Ordering::Release);
+        }
+        served
+    }
+}
+
+/// Starts the processors with these APIC ids, one after another.
+pub fn start(apic_ids: &[u8]) -> Outcome<()> {
+    if STARTED.swap(true, Ordering::Relaxed) {
+        return Ok(());
+    }
+    BOOT_APIC_ID.store(u32::from(lapic::id()), Ordering::SeqCst);
+    // SAFETY: the trampoline's bytes, copied to low memory that nothing else uses once the loader is done.
+    unsafe {
+        let start = &raw const trampoline;
+        let length = (&raw const trampoline_end).offset_from(start) as usize;
+        ptr::copy_nonoverlapping(start, TRAMPOLINE as *mut u8, length);
+    }
+    for (index, &apic_id) in apic_ids.iter().enumerate().take(MAX_AP) {
+        let slot = index + 1;
+        let selector = (FIRST_TSS + 2 * index) * 8;
+        let kernel_stack = Dma::forever(KERNEL_STACK_BYTES);
+        let stack = Dma::forever(STACK_BYTES);
+        let tss = Dma::forever(TSS_BYTES);
+        tss.write(4, kernel_stack.address() + KERNEL_STACK_BYTES as u64);
+        tss.write(0x66, 0x68u16);
+        let base = tss.address();
+        let low = (TSS_BYTES as u64 - 1) | (base & 0xff_ffff) << 16 | 0x89 << 40 | (base >> 24 & 0xff) << 56;
+        // SAFETY: this processor's own descriptor, and the trampoline's arguments: the one processor that reads them
+        // is started below.
+        unsafe {
+            gdt[selector / 8] = low;
+            gdt[selector / 8 + 1] = base >> 32;
+            let arguments = ARGUMENTS as *mut u64;
+            let stack_top = stack.address() + STACK_BYTES as u64;
+            let kernel_stack_top = kernel_stack.address() + KERNEL_STACK_BYTES as u64;
+            for (offset, value) in [slot as u64, selector as u64, kernel_stack_top, stack_top].into_iter().enumerate() {
+                arguments.add(offset).write_volatile(value);
+            }
+        }
+        cpu::fence();
+        let online = || ONLINE.load(Ordering::SeqCst) == slot as u32;
+        lapic::send_init(apic_id);
+        time::sleep_micros(10_000);
+        lapic::send_startup(apic_id, (TRAMPOLINE / 4096) as u8);
+        // A second start-up IPI only if the first was not enough, as the manuals advise.
+        if !time::wait_for(PATIENCE_MICROS / 10, online) {
+            lapic::send_startup(apic_id, (TRAMPOLINE / 4096) as u8);
+        }
+        ensure!(time::wait_for(PATIENCE_MICROS, online), "the processor with APIC id {apic_id} does not start");
+    }
+    Ok(())
+}
+
+/// Lets all processors add to one counter at once; returns its final value.
+pub fn work_together() -> Outcome<u64> {
+    let others = ONLINE.load(Ordering::SeqCst);
+    TICKET.counter.store(0, Ordering::SeqCst);
+    WORKED.store(0, Ordering::SeqCst);
+    WORK.fetch_add(1, Ordering::SeqCst);
+    wake_all();
+    for _ in 0..INCREMENTS {
+        ensure!(TICKET.add(), "the ticket lock is stuck");
+    }
+    ensure!(
+        time::wait_for(PATIENCE_MICROS, || WORKED.load(Ordering::SeqCst) == others),
+        "{} of {others} processors ended their work",
+        WORKED.load(Ordering::SeqCst)
+    );
+    Ok(TICKET.counter.load(Ordering::SeqCst))
+}
+
+fn wake_all() {
+    for slot in 1..=ONLINE.load(Ordering::SeqCst) as usize {
+        lapic::send_ipi(APIC_IDS[slot].load(Ordering::SeqCst) as u8, VECTOR_IPI);
+    }
+}
+
+/// Sends an interrupt to every processor and waits for theirs in return; returns the interrupts both ways.
+pub fn ping() -> Outcome<u32> {
+    let others = ONLINE.load(Ordering::SeqCst);
+    let before = trap::count(VECTOR_IPI);
+    let round = PINGED.fetch_add(1, Ordering::SeqCst) + 1;
+    wake_all();
+    for slot in 1..=others as usize {
+        if !time::wait_for(PATIENCE_MICROS, || PONG[slot].load(Ordering::SeqCst) == round) {
+            fail!("processor {slot} does not answer an interrupt");
+        }
+    }
+    let expected = 2 * others;
+    ensure!(
+        time::wait_for(PATIENCE_MICROS, || trap::count(VECTOR_IPI).wrapping_sub(before) >= expected),
+        "{} of {expected} inter-processor interrupts arrived",
+        trap::count(VECTOR_IPI).wrapping_sub(before)
+    );
+    Ok(expected)
+}
+
+/// An application processor's life, at CPL 3: wait for an interrupt, see what there is to do.
+#[unsafe(no_mangle)]
+extern "C" fn probe_ap_main(slot: u32) -> ! {
+    lapic::enable();
+    let mut worked = WORK.load(Ordering::SeqCst);
+    let mut pinged = PINGED.load(Ordering::SeqCst);
+    APIC_IDS[slot as usize].store(u32::from(lapic::id()), Ordering::SeqCst);
+    ONLINE.store(slot, Ordering::SeqCst);
+    loop {
+        let seen = trap::total();
+        if WORK.load(Ordering::SeqCst) != worked {
+            worked = WORK.load(Ordering::SeqCst);
+            if (0..INCREMENTS).all(|_| TICKET.add()) {
+                WORKED.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        if PINGED.load(Ordering::SeqCst) != pinged {
+            pinged = PINGED.load(Ordering::SeqCst);
+            lapic::send_ipi(BOOT_APIC_ID.load(Ordering::SeqCst) as u8, VECTOR_IPI);
+            PONG[slot as usize].store(pinged, Ordering::SeqCst);
+        }
+        cpu::idle(seen);
+    }
+}

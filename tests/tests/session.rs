@@ -1,0 +1,196 @@
+//! Machines in processes of their own, on this computer's /dev/kvm: SeaBIOS without a disk is guest enough.
+
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use orangery_tests::kvm::Kvm;
+use orangery_tests::{orangery, report};
+use serde_json::Value;
+
+/// How long anything may take before the test gives up on it.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+struct Bench {
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    /// `None` without a usable /dev/kvm: the test is counted as skipped.
+    fn new(test: &str) -> Option<Bench> {
+        if Kvm::detect() == Kvm::None {
+            report::skip(2, test, "there is no usable /dev/kvm");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("run")).unwrap();
+        Some(Bench { dir })
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(orangery().unwrap());
+        command.args(args).env("ORANGERY_LIBRARY", self.dir.path().join("machines"));
+        command.env("XDG_RUNTIME_DIR", self.dir.path().join("run"));
+        // Nothing of a window may be needed.
+        command.env_remove("DISPLAY").env_remove("WAYLAND_DISPLAY");
+        command.stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn state(&self) -> Value {
+        serde_json::from_str(&self.ok(&["show", "a", "--json"])).unwrap()
+    }
+
+    fn wait_for(&self, what: &str, done: impl Fn(&Value) -> bool) -> Value {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let state = self.state();
+            if done(&state) {
+                return state;
+            }
+            assert!(Instant::now() < until, "no {what}: {state}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn pid(&self) -> i32 {
+        i32::try_from(self.state()["running"]["pid"].as_i64().unwrap()).unwrap()
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ = self.run(&["stop", "a", "--force"]);
+    }
+}
+
+fn signal(pid: i32, signal: i32) {
+    // SAFETY: kill touches no memory.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+}
+
+#[test]
+fn a_machine_runs_once_and_survives_its_process() {
+    let Some(bench) = Bench::new("a_machine_runs_once_and_survives_its_process") else { return };
+    bench.ok(&["create", "a", "--memory", "64", "--cpus", "1"]);
+    bench.ok(&["start", "a", "--headless"]);
+    let first = bench.pid();
+    assert_eq!(bench.state()["state"], "running");
+    for verb in [&["start", "a", "--headless"][..], &["run", "a", "--headless"], &["delete", "a"]] {
+        assert_eq!(bench.run(verb).status.code(), Some(4), "{verb:?}");
+    }
+    signal(first, libc::SIGKILL);
+    bench.wait_for("end", |state| state["state"] == "stopped");
+    bench.ok(&["start", "a", "--headless"]);
+    assert_ne!(bench.pid(), first);
+    bench.ok(&["stop", "a", "--force"]);
+    assert_eq!(bench.state()["state"], "stopped");
+}
+
+#[test]
+fn many_at_once_start_a_machine_once() {
+    let Some(bench) = Bench::new("many_at_once_start_a_machine_once") else { return };
+    bench.ok(&["create", "a", "--memory", "64", "--cpus", "1"]);
+    let all: Vec<_> = (0..6)
+        .map(|_| {
+            bench
+                .command(&["start", "a", "--headless", "--json"])
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    let codes: Vec<_> = all.into_iter().map(|mut child| child.wait().unwrap().code().unwrap()).collect();
+    assert_eq!(codes.iter().filter(|&&code| code == 0).count(), 1, "{codes:?}");
+    assert!(codes.iter().all(|&code| code == 0 || code == 4), "{codes:?}");
+}
+
+#[test]
+fn a_running_machine_is_paused_watched_and_photographed() {
+    let Some(bench) = Bench::new("a_running_machine_is_paused_watched_and_photographed") else { return };
+    bench.ok(&["create", "a", "--memory", "64", "--cpus", "1"]);
+    bench.ok(&["start", "a", "--headless"]);
+    let mut events = bench.command(&["events", "a"]).stdout(Stdio::piped()).spawn().unwrap();
+    bench.wait_for("picture", |state| !state["running"]["screen"].is_null());
+    let shot = bench.dir.path().join("a.png");
+    bench.ok(&["screenshot", "a", shot.to_str().unwrap(), "--max-width", "100"]);
+    let picture = png::Decoder::new(std::io::BufReader::new(std::fs::File::open(&shot).unwrap())).read_info().unwrap();
+    assert_eq!(picture.info().width, 100);
+    bench.ok(&["pause", "a"]);
+    assert_eq!(bench.state()["state"], "paused");
+    assert_eq!(bench.run(&["pause", "a"]).status.code(), Some(4));
+    bench.ok(&["resume", "a"]);
+    bench.ok(&["send-keys", "a", "x", "ctrl-alt-delete"]);
+    bench.ok(&["reset", "a"]);
+    bench.ok(&["stop", "a", "--force"]);
+    let mut told = String::new();
+    events.stdout.take().unwrap().read_to_string(&mut told).unwrap();
+    assert!(events.wait().unwrap().success());
+    let states: Vec<&str> = told.lines().filter(|line| line.contains("\"power\"")).collect();
+    assert_eq!(states.last(), Some(&r#"{"event":"power","power":"stopped"}"#), "{told}");
+    assert!(told.contains("paused"), "{told}");
+}
+
+#[test]
+fn a_second_signal_powers_a_machine_off() {
+    let Some(bench) = Bench::new("a_second_signal_powers_a_machine_off") else { return };
+    bench.ok(&["create", "a", "--memory", "64", "--cpus", "1"]);
+    let mut process = bench.command(&["run", "a", "--headless"]).stderr(Stdio::piped()).spawn().unwrap();
+    bench.wait_for("start", |state| state["state"] == "running");
+    let pid = i32::try_from(process.id()).unwrap();
+    signal(pid, libc::SIGTERM);
+    // The machine says that it took the first before the second is sent: two at once would count as one.
+    let mut said = [0; 16];
+    process.stderr.as_mut().unwrap().read_exact(&mut said).unwrap();
+    signal(pid, libc::SIGINT);
+    assert!(process.wait().unwrap().success());
+    assert_eq!(bench.state()["state"], "stopped");
+    assert!(!socket_left(bench.dir.path()));
+}
+
+fn socket_left(dir: &Path) -> bool {
+    std::fs::read_dir(dir.join("run/orangery")).unwrap().count() > 0
+}
+
+#[test]
+fn a_throwaway_machine_takes_pipes_and_leaves_nothing() {
+    let Some(bench) = Bench::new("a_throwaway_machine_takes_pipes_and_leaves_nothing") else { return };
+    let probe = bench.dir.path().join("probe.elf");
+    std::fs::write(&probe, orangery_assets::PROBE_ELF).unwrap();
+    let probe = probe.to_str().unwrap();
+    let args = [
+        "boot",
+        "--headless",
+        "--memory",
+        "64",
+        "--cpus",
+        "1",
+        "--new-disk",
+        "1G",
+        "--kernel",
+        probe,
+        "--cmdline",
+        "test=none then=off",
+    ];
+    let mut command = bench.command(&args);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).env("TMPDIR", bench.dir.path());
+    let mut child = command.spawn().unwrap();
+    let _ = child.stdin.take().unwrap().write_all(b"\x1d not a terminal: no escape\n");
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("probe: hello"), "{output:?}");
+    let left: Vec<_> = std::fs::read_dir(bench.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+}

@@ -1,0 +1,46 @@
+# Runs in the guest: tries every device with the kernel's own driver, and prints 'ok WHAT' or 'FAILED WHAT' for each.
+
+check() {
+    what=$1
+    shift
+    if "$@"; then echo "ok $what"; else echo "FAILED $what"; fi
+}
+has() { grep -q "$1" "$2"; }
+refused() { ! "$@" 2> /dev/null; }
+
+check cpus [ "$(nproc)" = 2 ]
+
+# The first disk has a pattern at its start: the guest copies it to 8 MiB, and the test compares the file.
+check disk-size [ "$(cat /sys/block/vda/size)" = 32768 ]
+check disk-copy dd if=/dev/vda of=/dev/vda bs=64k count=16 seek=128 conv=fsync
+check disk-discard blkdiscard -o 4194304 -l 1048576 /dev/vda
+check disk-readonly [ "$(cat /sys/block/vdb/ro)" = 1 ]
+check disk-refuses refused dd if=/dev/zero of=/dev/vdb bs=4k count=1 conv=fsync
+
+check rng-driver has virtio /sys/class/misc/hw_random/rng_current
+check rng [ "$(dd if=/dev/hwrng bs=64 count=1 2> /dev/null | wc -c)" = 64 ]
+
+check console [ -c /dev/hvc0 ]
+check console-write sh -c 'echo hello from the guest > /dev/hvc0'
+
+check input-ps2 has 'AT Translated Set 2 keyboard' /proc/bus/input/devices
+check input-keyboard has 'Name=.*[Vv]irt.*[Kk]eyboard' /proc/bus/input/devices
+check input-tablet has 'Name=.*[Vv]irt.*[Tt]ablet' /proc/bus/input/devices
+check power-button has 'Name="Power Button"' /proc/bus/input/devices
+
+check net-address ip address add 10.9.8.2/24 dev eth0
+check net-up ip link set eth0 up
+check net-ping ping -c 3 -W 10 10.9.8.1
+check net-download sh -c 'wget -q -O - http://10.9.8.1:8080/pattern | cmp - /pattern'
+
+if [ -e /modules/virtio_gpu.ko ]; then
+    check gpu [ -c /dev/dri/card0 ]
+    check gpu-connected has '^connected' /sys/class/drm/card0-Virtual-1/status
+    check gpu-mode has '^1280x800$' /sys/class/drm/card0-Virtual-1/modes
+    check gpu-edid [ "$(wc -c < /sys/class/drm/card0-Virtual-1/edid)" -ge 128 ]
+    check gpu-console has '1280,800' /sys/class/graphics/fb0/virtual_size
+    check cdrom mount -t iso9660 -o ro /dev/sr0 /mnt
+    check cdrom-read [ -d /mnt/boot/grub ]
+    check cdrom-whole sh -c 'dd if=/dev/sr0 bs=64k | wc -c > /tmp/size; [ "$(cat /tmp/size)" = $(($(cat /sys/block/sr0/size) * 512)) ]'
+fi
+echo finished

@@ -1,0 +1,156 @@
+//! The guest RAM that a request reads or writes, in the form in which the kernel takes it.
+
+use libc::iovec;
+
+use crate::base::{GuestAddress, GuestMemory, MemoryError, VolatileSlice};
+
+/// Runs of guest RAM, each checked when it was added. They stay mapped as long as this lives.
+pub struct Buffers {
+    /// Keeps the runs mapped.
+    memory: GuestMemory,
+    runs: Vec<iovec>,
+    /// Runs that are used up.
+    first: usize,
+    len: u64,
+}
+
+// SAFETY: the pointers are into the mapping that `memory` shares and that is itself `Send`; nothing is thread-local.
+unsafe impl Send for Buffers {}
+
+impl Buffers {
+    /// No runs yet.
+    pub fn new(memory: &GuestMemory) -> Buffers {
+        Buffers { memory: memory.clone(), runs: Vec::new(), first: 0, len: 0 }
+    }
+
+    /// These runs of RAM.
+    pub fn from_runs(memory: &GuestMemory, runs: &[(GuestAddress, usize)]) -> Result<Buffers, MemoryError> {
+        let mut buffers = Buffers::new(memory);
+        buffers.runs.reserve_exact(runs.len());
+        for &(address, len) in runs {
+            buffers.push(address, len)?;
+        }
+        Ok(buffers)
+    }
+
+    /// Appends a run of RAM.
+    pub fn push(&mut self, address: GuestAddress, len: usize) -> Result<(), MemoryError> {
+        let slice = self.memory.slice(address, len)?;
+        if len > 0 {
+            self.runs.push(iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: len });
+            self.len += len as u64;
+        }
+        Ok(())
+    }
+
+    /// Bytes left.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether nothing is left.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// What is left, for a system call.
+    pub(super) fn runs(&self) -> &[iovec] {
+        &self.runs[self.first..]
+    }
+
+    /// Whether all of what is left starts and ends at multiples of `align`.
+    pub(super) fn aligned(&self, align: usize) -> bool {
+        self.runs().iter().all(|r| (r.iov_base as usize | r.iov_len).is_multiple_of(align))
+    }
+
+    /// Passes over `count` bytes.
+    pub(super) fn advance(&mut self, count: usize) {
+        let mut left = count;
+        while let Some(run) = self.runs.get_mut(self.first) {
+            let step = left.min(run.iov_len);
+            run.iov_base = run.iov_base.wrapping_byte_add(step);
+            run.iov_len -= step;
+            self.len -= step as u64;
+            left -= step;
+            if run.iov_len > 0 {
+                return;
+            }
+            self.first += 1;
+        }
+    }
+
+    fn slices(&self) -> impl Iterator<Item = VolatileSlice<'_>> {
+        self.runs().iter().map(|run| {
+            // SAFETY: the run was checked to be in `memory`, which is mapped as long as self is borrowed; a guest that
+            // writes at the same time is what volatile slices are for.
+            unsafe { VolatileSlice::new(run.iov_base.cast(), run.iov_len) }
+        })
+    }
+
+    /// Copies the next bytes out, without passing over them.
+    pub fn copy_to(&self, bytes: &mut [u8]) {
+        let mut done = 0;
+        for slice in self.slices() {
+            done += slice.copy_to(&mut bytes[done..]);
+            if done == bytes.len() {
+                return;
+            }
+        }
+    }
+
+    /// Copies bytes in and passes over them.
+    pub fn copy_from(&mut self, bytes: &[u8]) {
+        let mut done = 0;
+        for slice in self.slices() {
+            let now = slice.len().min(bytes.len() - done);
+            slice.copy_from(&bytes[done..done + now]);
+            done += now;
+            if done == bytes.len() {
+                break;
+            }
+        }
+        self.advance(done);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_go_through_several_runs_and_what_is_passed_over_is_gone() {
+        let memory = GuestMemory::new(0x4000).unwrap();
+        let runs = [(GuestAddress(0x10), 3), (GuestAddress(0x100), 0), (GuestAddress(0x200), 5)];
+        let mut buffers = Buffers::from_runs(&memory, &runs).unwrap();
+        assert_eq!((buffers.len(), buffers.runs().len()), (8, 2));
+        buffers.copy_from(b"abcd");
+        assert_eq!((buffers.len(), buffers.runs().len()), (4, 1));
+        let mut seen = [0; 4];
+        memory.read(GuestAddress(0x200), &mut seen).unwrap();
+        assert_eq!(&seen, b"d\0\0\0");
+        memory.write(GuestAddress(0x201), b"xyz").unwrap();
+        buffers.copy_to(&mut seen);
+        assert_eq!(&seen, b"xyz\0");
+        buffers.advance(4);
+        assert!(buffers.is_empty() && buffers.runs().is_empty());
+    }
+
+    #[test]
+    fn runs_outside_ram_are_refused() {
+        let memory = GuestMemory::new(0x4000).unwrap();
+        let mut buffers = Buffers::new(&memory);
+        for (address, len) in [(0x3fff, 2), (u64::MAX, 1), (0x8000, 512)] {
+            assert!(buffers.push(GuestAddress(address), len).is_err());
+        }
+        assert!(buffers.is_empty());
+    }
+
+    #[test]
+    fn alignment_is_of_starts_and_lengths() {
+        let memory = GuestMemory::new(0x4000).unwrap();
+        let aligned = |runs: &[(GuestAddress, usize)]| Buffers::from_runs(&memory, runs).unwrap().aligned(512);
+        assert!(aligned(&[(GuestAddress(0x200), 0x400), (GuestAddress(0x1000), 0x200)]));
+        assert!(!aligned(&[(GuestAddress(0x201), 0x200)]));
+        assert!(!aligned(&[(GuestAddress(0x200), 0x100), (GuestAddress(0x400), 0x100)]));
+    }
+}

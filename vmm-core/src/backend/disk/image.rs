@@ -1,0 +1,188 @@
+//! A raw image on the host: opened, locked and measured.
+//!
+//! A file whose length is no multiple of 512 is a disk of the next larger size: the missing bytes of its last sector
+//! read as zeroes, and the file grows to the whole sector when the guest writes it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::{Geometry, SECTOR};
+
+/// How an image is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// The guest may not write. Any number of machines may share such a disk.
+    pub readonly: bool,
+    /// Goes around the host's page cache where the file system can.
+    pub direct: bool,
+}
+
+/// Why an image can't be opened. Each names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The host refused.
+    #[error("could not {action} the disk image {}", path.display())]
+    Host {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// Another machine or program holds it.
+    #[error("the disk image {} is in use by another machine or program; stop that first", path.display())]
+    InUse {
+        /// The image.
+        path: PathBuf,
+    },
+    /// Neither a file nor a block device.
+    #[error("{} is no disk image: a disk is a file or a block device", path.display())]
+    NoDisk {
+        /// What was given.
+        path: PathBuf,
+    },
+    /// It holds nothing.
+    #[error("the disk image {} is empty; give it a size first", path.display())]
+    Empty {
+        /// The image.
+        path: PathBuf,
+    },
+}
+
+/// The alignment of memory, offset and length with which every O_DIRECT request here is made.
+pub(super) const DIRECT_ALIGN: usize = SECTOR as usize;
+
+/// Memory that is aligned for O_DIRECT.
+#[repr(C, align(4096))]
+pub(super) struct Aligned<const N: usize>(pub [u8; N]);
+
+/// An open image.
+pub(super) struct Image {
+    file: File,
+    /// Bytes that were there when it was opened, to the last.
+    pub length: u64,
+    pub geometry: Geometry,
+    pub is_block_device: bool,
+    direct: AtomicBool,
+}
+
+impl Image {
+    pub fn open(path: &Path, options: OpenOptions) -> Result<Image, OpenError> {
+        let OpenOptions { readonly, direct } = options;
+        let host = |action| move |source| OpenError::Host { action, path: path.into(), source };
+        // A path that is no disk must not be waited for (a FIFO) and not be written to.
+        let kind = std::fs::metadata(path).map_err(host("open"))?.file_type();
+        let is_block_device = kind.is_block_device();
+        if !is_block_device && !kind.is_file() {
+            return Err(OpenError::NoDisk { path: path.into() });
+        }
+        let file = File::options().read(true).write(!readonly).open(path).map_err(host("open"))?;
+        lock(&file, readonly).map_err(|error| match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::EACCES) => OpenError::InUse { path: path.into() },
+            _ => host("lock")(error),
+        })?;
+        let length = length(&file, is_block_device).map_err(host("measure"))?;
+        if length == 0 {
+            return Err(OpenError::Empty { path: path.into() });
+        }
+        let block = preferred_block(&file, is_block_device).map_err(host("measure"))?;
+        let geometry = Geometry {
+            size: length.next_multiple_of(SECTOR),
+            readonly,
+            physical_block: block,
+            discard_granularity: if readonly { 0 } else { block },
+        };
+        let direct = direct && can_direct(&file);
+        Ok(Image { file, length, geometry, is_block_device, direct: direct.into() })
+    }
+
+    pub fn fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    /// Whether requests go around the page cache, and must be aligned.
+    pub fn is_direct(&self) -> bool {
+        self.direct.load(Ordering::Relaxed)
+    }
+
+    /// Goes through the page cache from now on: for a file system that takes back what it promised.
+    pub fn give_up_direct(&self) {
+        if self.direct.swap(false, Ordering::Relaxed) {
+            // Where even that is refused, the next request fails with the host's reason.
+            let _ = set_direct(&self.file, false);
+        }
+    }
+}
+
+/// Takes the lock that says who uses the image: shared for readers, exclusive for a writer. It belongs to the open
+/// file, so it ends with it, however the process ends.
+fn lock(file: &File, readonly: bool) -> io::Result<()> {
+    // SAFETY: flock is plain data for which zeroes are valid.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = if readonly { libc::F_RDLCK } else { libc::F_WRLCK } as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    // SAFETY: the descriptor is open and the kernel only reads the struct, which outlives the call.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Linux's block device ioctls (`linux/fs.h`).
+pub(super) const BLKDISCARD: libc::c_ulong = 0x1277;
+const BLKPBSZGET: libc::c_ulong = 0x127b;
+const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
+
+fn length(file: &File, is_block_device: bool) -> io::Result<u64> {
+    if !is_block_device {
+        return Ok(file.metadata()?.len());
+    }
+    let mut bytes = 0u64;
+    // SAFETY: BLKGETSIZE64 writes one u64, which lives here.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), BLKGETSIZE64, &raw mut bytes) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(bytes) }
+}
+
+fn preferred_block(file: &File, is_block_device: bool) -> io::Result<u32> {
+    let mut bytes = 0u32;
+    if is_block_device {
+        // SAFETY: BLKPBSZGET writes one unsigned int, which lives here.
+        if unsafe { libc::ioctl(file.as_raw_fd(), BLKPBSZGET, &raw mut bytes) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    } else {
+        bytes = u32::try_from(file.metadata()?.blksize()).unwrap_or(u32::MAX);
+    }
+    // Some file systems prefer megabytes; a guest that aligned everything to that would waste space.
+    Ok(if bytes.is_power_of_two() { bytes.clamp(SECTOR as u32, 64 * 1024) } else { 4096 })
+}
+
+fn set_direct(file: &File, on: bool) -> io::Result<()> {
+    // SAFETY: plain flag operations on an open descriptor.
+    let result = unsafe {
+        let flags = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);
+        if flags < 0 {
+            flags
+        } else {
+            let flags = if on { flags | libc::O_DIRECT } else { flags & !libc::O_DIRECT };
+            libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags)
+        }
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Switches O_DIRECT on if single sectors can be read with it. Where the host's sectors are larger, a guest's could
+/// only be written by reading around them, which the page cache does better.
+fn can_direct(file: &File) -> bool {
+    if set_direct(file, true).is_err() {
+        return false;
+    }
+    let mut probe = Aligned([0; 2 * DIRECT_ALIGN]);
+    let works = file.read_at(&mut probe.0[DIRECT_ALIGN..], 0).is_ok();
+    // A file system that can't switch it off again fails each request, and says so.
+    works || set_direct(file, false).is_err()
+}

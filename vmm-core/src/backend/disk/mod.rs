@@ -1,0 +1,162 @@
+//! What a disk controller sees of a disk: its geometry, and requests that run beside each other and complete by an
+//! event. The first kind is [`RawDisk`]; a device gets whichever as a value.
+
+mod buffers;
+mod image;
+mod job;
+#[cfg(any(test, feature = "testkit"))]
+#[allow(clippy::expect_used)]
+mod memory;
+mod raw;
+#[cfg(test)]
+mod tests;
+mod uring;
+mod worker;
+
+use std::io;
+use std::os::fd::RawFd;
+
+pub use buffers::Buffers;
+pub use image::{OpenError, OpenOptions};
+#[cfg(any(test, feature = "testkit"))]
+pub use memory::{Control, MemoryDisk};
+pub use raw::RawDisk;
+
+/// Bytes in the unit that all sizes and offsets are multiples of.
+pub const SECTOR: u64 = 512;
+
+/// A disk's measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Bytes, a multiple of [`SECTOR`].
+    pub size: u64,
+    /// Writes, discards and zeroing are refused.
+    pub readonly: bool,
+    /// The host's unit of efficient writing, bytes, a power of two from [`SECTOR`] on. Guests align to it.
+    pub physical_block: u32,
+    /// What is freed at once by a discard, bytes; 0 where discards are of no use.
+    pub discard_granularity: u32,
+}
+
+/// What can be asked of a disk. Offsets and lengths are bytes, multiples of [`SECTOR`].
+pub enum Request {
+    /// Fills the buffers from `offset` on.
+    Read {
+        /// Where.
+        offset: u64,
+        /// Where to, and how much.
+        buffers: Buffers,
+    },
+    /// Writes the buffers from `offset` on.
+    Write {
+        /// Where.
+        offset: u64,
+        /// What.
+        buffers: Buffers,
+        /// It is on stable storage when it completes.
+        durable: bool,
+    },
+    /// Everything that completed before is on stable storage when this completes. It waits for nothing that is still
+    /// in flight.
+    Flush,
+    /// The contents are of no use any more. What is read there afterwards is undefined.
+    Discard {
+        /// Where.
+        offset: u64,
+        /// How much.
+        len: u64,
+    },
+    /// Reads as zeroes from now on.
+    WriteZeroes {
+        /// Where.
+        offset: u64,
+        /// How much.
+        len: u64,
+        /// The space may be given back to the host.
+        unmap: bool,
+        /// It is on stable storage when it completes.
+        durable: bool,
+    },
+}
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// There is no room on the host for what the guest wrote. Nothing is wrong with the disk: once there is room, the
+    /// same request succeeds.
+    #[error("the host has no space left for the image")]
+    Full,
+    /// The file is shorter than it was when it was opened.
+    #[error("the image was cut short by another program")]
+    Shrunk,
+    /// The request leaves the disk, or its size is no multiple of [`SECTOR`].
+    #[error("the request is not within the disk")]
+    OutOfRange,
+    /// The disk is read-only.
+    #[error("the disk is read-only")]
+    ReadOnly,
+    /// The host failed.
+    #[error("the host failed: {0}")]
+    Host(io::Error),
+}
+
+/// A request's end.
+#[derive(Debug)]
+pub struct Completion {
+    /// The number it was submitted with.
+    pub token: u64,
+    /// Whether it did all it was to do. The buffers of a read that failed hold anything.
+    pub result: Result<(), DiskError>,
+}
+
+/// A disk in use by one device. Dropping it waits for what is in flight.
+pub trait Disk: Send {
+    /// Its measures; they never change.
+    fn geometry(&self) -> Geometry;
+
+    /// Takes a request; it may start only with the next [`Disk::kick`]. It completes exactly once, in any order with
+    /// others; two writes to the same place that are in flight together end in either order.
+    fn submit(&mut self, token: u64, request: Request);
+
+    /// Starts what was submitted.
+    fn kick(&mut self);
+
+    /// A request that ended, if there is one.
+    fn completed(&mut self) -> Option<Completion>;
+
+    /// An eventfd that is signalled whenever requests may have ended, or [`Disk::kick`] has more to do.
+    fn event(&self) -> RawFd;
+
+    /// Starts all that was submitted and waits until nothing is in flight; what ended is in [`Disk::completed`].
+    fn drain(&mut self);
+}
+
+impl Disk for Box<dyn Disk> {
+    fn geometry(&self) -> Geometry {
+        (**self).geometry()
+    }
+    fn submit(&mut self, token: u64, request: Request) {
+        (**self).submit(token, request);
+    }
+    fn kick(&mut self) {
+        (**self).kick();
+    }
+    fn completed(&mut self) -> Option<Completion> {
+        (**self).completed()
+    }
+    fn event(&self) -> RawFd {
+        (**self).event()
+    }
+    fn drain(&mut self) {
+        (**self).drain();
+    }
+}
+
+impl DiskError {
+    fn from_errno(errno: i32) -> DiskError {
+        match errno {
+            libc::ENOSPC | libc::EDQUOT => DiskError::Full,
+            _ => DiskError::Host(io::Error::from_raw_os_error(errno)),
+        }
+    }
+}

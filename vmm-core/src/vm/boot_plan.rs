@@ -1,0 +1,157 @@
+//! What is done at every power-on and reset so that CPU 0 finds something to run.
+
+use std::io;
+use std::sync::Arc;
+
+use super::BuildError;
+use crate::base::{GuestAddress, GuestMemory};
+use crate::boot::acpi::{self, AcpiConfig, AcpiFiles};
+use crate::boot::bios::Bios;
+use crate::boot::linux::{Entry, Kernel};
+use crate::boot::{BootError, layout};
+use crate::config::{Boot, VmConfig};
+use crate::devices::chipset::HostBridge;
+use crate::devices::legacy::{FwCfgError, FwCfgItems, fw_cfg_key as key};
+use crate::hw::SharedRegion;
+use crate::kvm::KvmVm;
+use crate::pci::{BarKind, PciRoot, reg};
+
+/// The option ROM of the VGA-class function, by the name that SeaBIOS looks for.
+const VIDEO_ROM: &str = "pci1af4,1050.rom";
+/// Registers that firmware sets: PCIEXBAR of the host bridge; PMBASE, ACPI_CNTL and the interrupt routes of the LPC.
+const HOST_BRIDGE: usize = 0;
+const LPC: usize = 0x1f << 3;
+const PCIEXBAR: usize = 0x60;
+const PMBASE: usize = 0x40;
+const ACPI_CNTL: usize = 0x44;
+const PIRQ_ROUTES: [usize; 2] = [0x60, 0x68];
+
+/// See the module.
+pub(super) struct BootPlan {
+    source: Source,
+    acpi: AcpiConfig,
+}
+
+enum Source {
+    /// Firmware finds its own way.
+    Bios(Bios),
+    /// The monitor places a kernel, and does what firmware would have done to the devices.
+    Kernel(Kernel),
+}
+
+impl BootPlan {
+    /// Finds what is to be started; shows firmware to the guest.
+    pub(super) fn new(config: &VmConfig, kvm: &KvmVm) -> Result<BootPlan, BuildError> {
+        let low_top = kvm.memory().low_top() as u32;
+        let acpi = AcpiConfig { cpus: config.cpus, low_top, ecam: layout::ECAM as u32 };
+        let source = match &config.boot {
+            Boot::Bios => {
+                let bios = Bios::find()?;
+                let no_memory = |source: io::Error| BuildError::Host {
+                    what: "could not allocate the firmware's memory".into(),
+                    source: source.into(),
+                };
+                let rom = SharedRegion::new(bios.system.len()).map_err(no_memory)?;
+                if let Some(slice) = rom.slice(0, bios.system.len()) {
+                    slice.copy_from(&bios.system);
+                }
+                kvm.map_rom((4 << 30) - bios.system.len() as u64, &rom)?;
+                Source::Bios(bios)
+            }
+            Boot::Kernel { kernel, initrd, cmdline } => {
+                let kernel = Kernel { kernel: kernel.clone(), initrd: initrd.clone(), cmdline: cmdline.clone() };
+                Source::Kernel(kernel)
+            }
+        };
+        Ok(BootPlan { source, acpi })
+    }
+
+    /// What firmware is told. The tables are made when it asks for them, for they name what it has set by then.
+    pub(super) fn firmware_items(
+        &self,
+        memory: &GuestMemory,
+        order: &[String],
+        bridge: &Arc<HostBridge>,
+    ) -> Result<FwCfgItems, FwCfgError> {
+        let mut items = FwCfgItems::default();
+        let cpus = (self.acpi.cpus as u16).to_le_bytes();
+        items.item(key::NB_CPUS, cpus.to_vec());
+        items.item(key::MAX_CPUS, cpus.to_vec());
+        items.item(key::RAM_SIZE, memory.size().to_le_bytes().to_vec());
+        items.item(key::NUMA, vec![0; 8]);
+        items.item(key::BOOT_MENU, vec![0; 2]);
+        items.item(key::IRQ0_OVERRIDE, 1u32.to_le_bytes().to_vec());
+        items.file("etc/e820", layout::encode(&layout::firmware_map(memory)))?;
+        if !order.is_empty() {
+            let mut text = order.join("\n").into_bytes();
+            text.push(0);
+            items.file("bootorder", text)?;
+        }
+        if let Source::Bios(bios) = &self.source {
+            items.file(VIDEO_ROM, bios.video.clone())?;
+        }
+        let AcpiFiles { tables, rsdp, loader } = AcpiFiles::new(self.acpi);
+        let sizes =
+            [(acpi::TABLES_FILE, tables.len()), (acpi::RSDP_FILE, rsdp.len()), (acpi::LOADER_FILE, loader.len())];
+        let (bridge, acpi) = (bridge.clone(), self.acpi);
+        items.lazy_files(&sizes, move || {
+            let ecam = bridge.ecam_range().map_or(acpi.ecam, |(start, _)| start as u32);
+            let AcpiFiles { tables, rsdp, loader } = AcpiFiles::new(AcpiConfig { ecam, ..acpi });
+            Ok(vec![tables, rsdp, loader])
+        })?;
+        Ok(items)
+    }
+
+    /// Prepares memory and, without firmware, devices; returns where CPU 0 starts, if not at its reset vector.
+    pub(super) fn prepare(&self, memory: &GuestMemory, root: &PciRoot) -> Result<Option<Entry>, BootError> {
+        match &self.source {
+            Source::Bios(bios) => {
+                let no_room = |_| BootError::NoRoom { what: "the BIOS", memory_mib: memory.size() >> 20 };
+                // A copy that an earlier start has changed would take this start for a warm one.
+                memory.fill(GuestAddress(0xc_0000), 0x2_0000, 0).map_err(no_room)?;
+                memory.write(GuestAddress(layout::BIOS_SHADOW), bios.shadow()).map_err(no_room)?;
+                Ok(None)
+            }
+            Source::Kernel(kernel) => {
+                program_chipset(root);
+                assign_bars(root);
+                kernel.load(memory, AcpiFiles::new(self.acpi)).map(Some)
+            }
+        }
+    }
+}
+
+/// Sets the chipset's registers as firmware does.
+fn program_chipset(root: &PciRoot) {
+    let set = |function, register, data: &[u8]| {
+        root.write_config(function, register, data);
+    };
+    set(HOST_BRIDGE, PCIEXBAR + 4, &[0; 4]);
+    set(HOST_BRIDGE, PCIEXBAR, &(layout::ECAM as u32 | 1).to_le_bytes());
+    set(LPC, PMBASE, &u32::from(layout::PM_BASE | 1).to_le_bytes());
+    set(LPC, ACPI_CNTL, &[0x80]);
+    for routes in PIRQ_ROUTES {
+        set(LPC, routes, &[10, 10, 11, 11]);
+    }
+}
+
+/// Gives every BAR a place, the largest first, and has all functions decode theirs.
+fn assign_bars(root: &PciRoot) {
+    let mut wanted = Vec::new();
+    for (address, function) in root.functions() {
+        let config = function.config().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let bars = (0..6).filter_map(|bar| Some((config.bar(bar)?, bar)));
+        wanted.extend(bars.map(|((kind, size), bar)| (u64::from(size), address.index(), bar, kind)));
+    }
+    wanted.sort_by_key(|&(size, ..)| std::cmp::Reverse(size));
+    let (mut memory, mut ports) = (layout::BARS, u64::from(layout::IO_BARS));
+    for &(size, function, bar, kind) in &wanted {
+        let next = if kind == BarKind::Io { &mut ports } else { &mut memory };
+        let place = next.next_multiple_of(size);
+        *next = place + size;
+        root.write_config(function, reg::BAR0 + 4 * bar, &(place as u32).to_le_bytes());
+    }
+    for (address, _) in root.functions() {
+        root.write_config(address.index(), reg::COMMAND, &[3]);
+    }
+}

@@ -1,0 +1,246 @@
+//! From a configuration to a machine: one linear recipe. A new device is one row here.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex};
+
+use super::boot_plan::BootPlan;
+use super::control::Message;
+use super::machine::{Machine, Notice};
+use super::{BuildError, Ports};
+use crate::backend::disk::{OpenOptions, RawDisk};
+use crate::backend::display::Mode;
+use crate::backend::monitor::Monitor;
+use crate::base::{Component, Executor, GuestMemory, WorkerThread};
+use crate::boot::linux::Entry;
+use crate::config::{Cache, VmConfig};
+use crate::devices::chipset::{HostBridge, Lpc, Pirq};
+use crate::devices::legacy::{
+    CmosSizes, DebugCon, FwCfg, HostClock, I8042, I8042_PORTS, PmBlock, Port92, ResetControl, Rtc, Serial,
+};
+use crate::devices::vga::Vga;
+use crate::devices::virtio_blk::Blk;
+use crate::devices::virtio_console::Console;
+use crate::devices::virtio_gpu::Gpu;
+use crate::devices::virtio_input::Input;
+use crate::devices::virtio_rng::Rng;
+use crate::hw::{Bus, BusDevice, ProblemSink};
+use crate::kvm::{KvmCpu, KvmError, KvmVm};
+use crate::pci::{PciAddress, PciDevice, PciRoot};
+use crate::vcpu::{Buses, VcpuThread};
+use crate::virtio::{Device, Face, Layout, Role, TransportParts, VirtioPci};
+
+/// Where each function is on bus 0.
+mod slot {
+    pub const GPU: u8 = 1;
+    pub const KEYBOARD: u8 = 2;
+    pub const TABLET: u8 = 3;
+    pub const RNG: u8 = 4;
+    pub const CONSOLE: u8 = 5;
+    pub const DISKS: u8 = 6;
+    pub const CHIPSET: u8 = 0x1f;
+}
+
+/// What the control thread needs of single devices.
+pub(super) struct Parts {
+    pub power: Arc<PmBlock>,
+    pub monitor: Monitor,
+}
+
+fn host<T>(what: &str, result: io::Result<T>) -> Result<T, BuildError> {
+    result.map_err(|source| BuildError::Host { what: what.into(), source: source.into() })
+}
+
+impl Machine {
+    /// Builds everything; no CPU runs yet.
+    pub(super) fn build(config: &VmConfig, ports: Ports, messages: Sender<Message>) -> Result<Machine, BuildError> {
+        config.validate().map_err(BuildError::Config)?;
+        let memory = host("could not allocate the guest's memory", GuestMemory::new(config.memory_mib << 20))?;
+        let kvm = Arc::new(KvmVm::new(&memory)?);
+        let buses = Buses { memory: Arc::new(Bus::default()), ports: Arc::new(Bus::default()) };
+        let root = PciRoot::new(buses.memory.clone(), buses.ports.clone());
+        let pirq = Pirq::new(|gsi| kvm.line(gsi));
+        let problems: ProblemSink = {
+            let messages = Mutex::new(messages.clone());
+            Arc::new(move |source, message| notify(&messages, Notice::Problem { source: source.into(), message }))
+        };
+        let mut maker = Maker {
+            memory: &memory,
+            kvm: &kvm,
+            root: &root,
+            pirq: &pirq,
+            problems,
+            messages: &messages,
+            workers: HashMap::new(),
+            components: Vec::new(),
+        };
+
+        // The chipset and what has been at fixed ports since before PCI.
+        let io = maker.worker("io")?;
+        let timers = "could not create a timer";
+        let power = Arc::new(host(timers, PmBlock::new(Arc::new(HostClock), kvm.line(9), io.clone()))?);
+        let sizes = CmosSizes { low_ram: memory.low_top(), high_ram: memory.high_size(), cpus: config.cpus as u16 };
+        let rtc = Arc::new(host(timers, Rtc::new(sizes, Arc::new(HostClock), kvm.line(8), io.clone()))?);
+        let serial = Arc::new(Serial::new("com1", ports.serial, kvm.line(4), io.clone()));
+        let (keys, pointer) = (ports.keyboard.clone(), ports.pointer.clone());
+        let i8042 = I8042::new(keys, pointer, kvm.line(1), kvm.line(12), io.clone());
+        let i8042 = Arc::new(host(timers, i8042)?);
+        let reset = Arc::new(ResetControl::new(root.config_ports()));
+        let port_92 = Arc::new(Port92::default());
+        let bridge = Arc::new(HostBridge::new(buses.memory.clone(), root.ecam()));
+        let lpc = Arc::new(Lpc::new(buses.ports.clone(), power.clone(), pirq.clone()));
+        let boot = BootPlan::new(config, &kvm)?;
+        let items = boot.firmware_items(&memory, &[], &bridge);
+        let items =
+            items.map_err(|e| BuildError::Host { what: "could not describe the machine".into(), source: e.into() })?;
+        let fw_cfg = Arc::new(FwCfg::new(memory.clone(), items, maker.problems.clone()));
+        let fixed: [(u64, u64, Arc<dyn BusDevice>); 7] = [
+            (0x60, I8042_PORTS, i8042.clone()),
+            (0x70, 2, rtc.clone()),
+            (0x92, 1, port_92.clone()),
+            (0x3f8, 8, serial.clone()),
+            (0x402, 1, Arc::new(DebugCon::new(ports.debug))),
+            (0x510, 12, fw_cfg.clone()),
+            (0xcf8, 8, reset.clone()),
+        ];
+        for (start, len, device) in fixed {
+            let free = buses.ports.insert(start, len, device);
+            debug_assert!(free);
+        }
+        root.add(PciAddress::new(0, 0), bridge.clone());
+        root.add(PciAddress::new(slot::CHIPSET, 0), lpc.clone());
+        let chipset: [Arc<dyn Component>; 9] = [bridge, lpc, power.clone(), rtc, serial, i8042, reset, port_92, fw_cfg];
+        maker.components.extend(chipset);
+
+        // The devices behind PCI.
+        let preferred = Mode { width: config.display.width, height: config.display.height };
+        let monitor = host("could not create the monitor", Monitor::new(ports.display, preferred))?;
+        let vga = host("could not create the VGA", Vga::new(kvm.clone(), monitor.clone()))?;
+        let free = vga.attach(&buses.memory, &buses.ports);
+        debug_assert!(free);
+        let refresh = host("could not create the VGA", vga.refresh())?;
+        maker.worker("gpu")?.submit(refresh);
+        maker.virtio_with(slot::GPU, "gpu", Gpu::new(monitor.clone()), Layout::VGA, Some(vga))?;
+        maker.virtio(slot::KEYBOARD, "keyboard", Input::keyboard(ports.keyboard))?;
+        maker.virtio(slot::TABLET, "tablet", Input::tablet(ports.pointer))?;
+        maker.virtio(slot::RNG, "rng", Rng::default())?;
+        maker.virtio(slot::CONSOLE, "console", Console::new(ports.console))?;
+        for (index, disk) in (0u8..).zip(&config.disks) {
+            let name = format!("disk{index}");
+            let options = OpenOptions { readonly: disk.readonly, direct: disk.cache == Cache::Auto };
+            let image = RawDisk::open(&disk.path, options).map_err(|source| BuildError::Host {
+                what: format!("could not open disk {index}"),
+                source: source.into(),
+            })?;
+            let device = Blk::new(Box::new(image), &name);
+            maker.virtio(slot::DISKS + index, &name, device)?;
+        }
+
+        let Maker { workers, components, .. } = maker;
+        let generation = Arc::new(AtomicU64::new(0));
+        let mut cpus = Vec::new();
+        let mut fresh_cpus = Vec::new();
+        let entry = boot.prepare(&memory, &root)?;
+        for index in 0..config.cpus {
+            let cpu = kvm.create_cpu(index, config.cpus)?;
+            fresh_cpus.push(cpu.state()?);
+            if let (0, Some(entry)) = (index, entry) {
+                enter(&cpu, entry)?;
+            }
+            let (messages, generation) = (Mutex::new(messages.clone()), generation.clone());
+            let events = move |event| {
+                let generation = generation.load(std::sync::atomic::Ordering::SeqCst);
+                notify(&messages, Notice::Cpu { generation, event });
+            };
+            cpus.push(host("could not start a CPU's thread", VcpuThread::spawn(cpu, buses.clone(), events))?);
+        }
+        let fresh_chips = kvm.chips()?;
+        let workers = workers.into_values().collect();
+        let parts = Parts { power, monitor };
+        Ok(Machine { cpus, fresh_cpus, fresh_chips, components, parts, boot, root, kvm, generation, _workers: workers })
+    }
+}
+
+fn notify(messages: &Mutex<Sender<Message>>, notice: Notice) {
+    // A control thread that is gone needs to hear nothing.
+    let messages = messages.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _ = messages.send(Message::Notice(notice));
+}
+
+/// What every device is made from.
+struct Maker<'a> {
+    memory: &'a GuestMemory,
+    kvm: &'a Arc<KvmVm>,
+    root: &'a Arc<PciRoot>,
+    pirq: &'a Arc<Pirq>,
+    problems: ProblemSink,
+    messages: &'a Sender<Message>,
+    workers: HashMap<String, Arc<WorkerThread>>,
+    components: Vec<Arc<dyn Component>>,
+}
+
+impl Maker<'_> {
+    /// The thread of this name, made when first asked for.
+    fn worker(&mut self, name: &str) -> Result<Arc<WorkerThread>, BuildError> {
+        if let Some(worker) = self.workers.get(name) {
+            return Ok(worker.clone());
+        }
+        let messages = Mutex::new(self.messages.clone());
+        let thread = name.to_string();
+        let worker = WorkerThread::spawn(name, move || notify(&messages, Notice::Defect(thread)));
+        let worker = Arc::new(host("could not start a device's thread", worker)?);
+        self.workers.insert(name.into(), worker.clone());
+        Ok(worker)
+    }
+
+    /// Puts a virtio device in a slot.
+    fn virtio<D: Device>(&mut self, slot: u8, name: &str, device: D) -> Result<(), BuildError> {
+        self.virtio_with(slot, name, device, Layout::PLAIN, None)
+    }
+
+    /// The same, with its registers elsewhere and a second personality.
+    fn virtio_with<D: Device>(
+        &mut self,
+        slot: u8,
+        name: &str,
+        device: D,
+        layout: Layout,
+        face: Option<Arc<dyn Face>>,
+    ) -> Result<(), BuildError> {
+        let executor: Arc<dyn Executor> = self.worker(match D::INFO.role {
+            Role::Io => "io",
+            Role::Gpu => "gpu",
+            Role::Disk | Role::Net => name,
+        })?;
+        let parts = TransportParts {
+            name: name.into(),
+            memory: self.memory.clone(),
+            executor,
+            msi: self.kvm.clone(),
+            line: self.pirq.line(slot, 0),
+            doorbells: self.kvm.clone(),
+            problems: self.problems.clone(),
+            layout,
+            face,
+        };
+        let function = host("could not create a device", VirtioPci::new(device, parts))?;
+        self.pci(PciAddress::new(slot, 0), function);
+        Ok(())
+    }
+
+    fn pci<F: PciDevice + Component + 'static>(&mut self, address: PciAddress, function: Arc<F>) {
+        self.root.add(address, function.clone());
+        self.components.push(function);
+    }
+}
+
+/// Puts CPU 0 where a kernel starts.
+pub(super) fn enter(cpu: &KvmCpu, entry: Entry) -> Result<(), KvmError> {
+    cpu.set_up_without_firmware()?;
+    match entry {
+        Entry::Long(to) => cpu.enter_long_mode(to),
+        Entry::Protected(to) => cpu.enter_protected_mode(to),
+    }
+}

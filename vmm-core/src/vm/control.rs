@@ -1,0 +1,228 @@
+//! The control thread: owns the machine, carries out commands one after another, and tells what happens.
+
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use super::lifecycle::{Lifecycle, Transition};
+use super::machine::{Machine, Notice};
+use super::{BuildError, CommandError, Ports, Problem, VmCommand, VmEvent};
+use crate::config::VmConfig;
+use crate::hw::Action;
+use crate::vcpu::CpuEvent;
+
+/// What reaches the control thread.
+pub(super) enum Message {
+    /// From an application; the answer says whether it was done.
+    Command(VmCommand, Sender<Result<(), CommandError>>),
+    /// From the machine itself.
+    Notice(Notice),
+}
+
+/// The state as others see it.
+#[derive(Default)]
+struct Board {
+    state: Mutex<Option<Lifecycle>>,
+    changed: Condvar,
+    /// The control thread has ended: nothing of the machine is left.
+    gone: Mutex<bool>,
+}
+
+/// Commands a machine; clones command the same one.
+#[derive(Clone)]
+pub struct VmHandle {
+    messages: Sender<Message>,
+    board: Arc<Board>,
+}
+
+impl VmHandle {
+    /// Asks the machine for something, and waits until it is done or refused (never long).
+    pub fn send(&self, command: VmCommand) -> Result<(), CommandError> {
+        let over = || CommandError("the virtual machine has stopped".into());
+        let (sender, receiver) = mpsc::channel();
+        self.messages.send(Message::Command(command, sender)).map_err(|_| over())?;
+        receiver.recv().map_err(|_| over())?
+    }
+
+    /// What the machine is doing.
+    pub fn state(&self) -> Lifecycle {
+        let state = self.board.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.unwrap_or(Lifecycle::Created)
+    }
+
+    /// Waits until the machine has stopped and all its threads have ended.
+    pub fn wait(&self) {
+        let mut gone = self.board.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*gone {
+            gone = self.board.changed.wait(gone).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// Builds the machine on its control thread and starts it.
+pub(super) fn start(
+    config: &VmConfig,
+    ports: Ports,
+    events: impl Fn(VmEvent) + Send + 'static,
+) -> Result<VmHandle, BuildError> {
+    let (messages, inbox) = mpsc::channel();
+    let (built, result) = mpsc::channel();
+    let board = Arc::new(Board::default());
+    let (config, for_machine, for_thread) = (config.clone(), messages.clone(), board.clone());
+    let body = move || {
+        let _gone = Gone(for_thread.clone());
+        let run = std::panic::AssertUnwindSafe(|| match Machine::build(&config, ports, for_machine) {
+            Err(error) => drop(built.send(Err(error))),
+            Ok(machine) => {
+                let control = Control { machine, state: Lifecycle::Created, board: &for_thread, events: &events };
+                control.run(&inbox, || drop(built.send(Ok(()))));
+            }
+        });
+        if std::panic::catch_unwind(run).is_err() {
+            events(VmEvent::Problem(Problem {
+                source: "machine".into(),
+                message: "a defect in the monitor stopped the machine".into(),
+                paused: false,
+            }));
+            set(&for_thread, Lifecycle::Stopped);
+            events(VmEvent::State(Lifecycle::Stopped));
+        }
+    };
+    let spawned = std::thread::Builder::new().name("control".into()).spawn(body);
+    spawned.map_err(|source| BuildError::Host { what: "could not start a thread".into(), source: source.into() })?;
+    match result.recv() {
+        Ok(Ok(())) => Ok(VmHandle { messages, board }),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(BuildError::Defect),
+    }
+}
+
+/// Says that the thread is over, however it ends.
+struct Gone(Arc<Board>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        *self.0.gone.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.0.changed.notify_all();
+    }
+}
+
+fn set(board: &Board, state: Lifecycle) {
+    *board.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
+}
+
+struct Control<'a, E: Fn(VmEvent)> {
+    machine: Machine,
+    state: Lifecycle,
+    board: &'a Board,
+    events: &'a E,
+}
+
+impl<E: Fn(VmEvent)> Control<'_, E> {
+    fn run(mut self, inbox: &Receiver<Message>, started: impl FnOnce()) {
+        let first = self.enter(Transition::Start);
+        debug_assert!(first.is_ok());
+        self.machine.resume();
+        started();
+        while self.state != Lifecycle::Stopped {
+            match inbox.recv() {
+                Ok(Message::Command(command, reply)) => {
+                    let result = self.command(command);
+                    let _ = reply.send(result);
+                }
+                Ok(Message::Notice(notice)) => self.notice(notice),
+                Err(_) => break,
+            }
+        }
+    }
+
+    /// Changes the state if the table allows it.
+    fn enter(&mut self, transition: Transition) -> Result<(), CommandError> {
+        let refused = || CommandError(format!("the virtual machine is {}; it can't do that now", self.state.word()));
+        let next = self.state.after(transition).ok_or_else(refused)?;
+        if next != self.state {
+            self.state = next;
+            set(self.board, next);
+            (self.events)(VmEvent::State(next));
+        }
+        Ok(())
+    }
+
+    fn command(&mut self, command: VmCommand) -> Result<(), CommandError> {
+        match command {
+            VmCommand::ShutDown => {
+                if self.state != Lifecycle::Running {
+                    return Err(CommandError(format!(
+                        "the virtual machine is {}; resume it so that it can shut down",
+                        self.state.word()
+                    )));
+                }
+                self.machine.press_power_button();
+                Ok(())
+            }
+            VmCommand::PowerOff => self.stop(),
+            VmCommand::Reset => {
+                self.enter(Transition::Reset)?;
+                self.reset();
+                Ok(())
+            }
+            VmCommand::Pause => {
+                self.enter(Transition::Pause)?;
+                self.machine.pause();
+                Ok(())
+            }
+            VmCommand::Resume => {
+                self.enter(Transition::Resume)?;
+                self.machine.resume();
+                Ok(())
+            }
+            VmCommand::ResizeDisplay { width, height } => {
+                self.machine.resize_display(width, height);
+                Ok(())
+            }
+            _ => Err(CommandError("later".into())),
+        }
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Cpu { generation, event } => {
+                // A CPU that asked for something before the last reset is not heard: that machine is gone.
+                if generation != self.machine.generation() {
+                    return;
+                }
+                match event {
+                    CpuEvent::Action(Action::Reset) => {
+                        (self.events)(VmEvent::GuestReset);
+                        self.reset();
+                    }
+                    CpuEvent::Action(Action::PowerOff) => drop(self.stop()),
+                    CpuEvent::Failed(why) => self.fail("CPU", why),
+                }
+            }
+            Notice::Problem { source, message } => {
+                (self.events)(VmEvent::Problem(Problem { source, message, paused: false }));
+            }
+            Notice::Ejected { drive } => (self.events)(VmEvent::Ejected { drive }),
+            Notice::Defect(thread) => {
+                self.fail(&thread, "a defect in the monitor stopped one of its threads".into());
+            }
+        }
+    }
+
+    fn reset(&mut self) {
+        if let Err(error) = self.machine.reset(self.state == Lifecycle::Running) {
+            self.fail("machine", format!("it could not be reset: {}", super::chain(&error)));
+        }
+    }
+
+    /// The machine can't go on.
+    fn fail(&mut self, source: &str, message: String) {
+        (self.events)(VmEvent::Problem(Problem { source: source.into(), message, paused: false }));
+        let _ = self.stop();
+    }
+
+    fn stop(&mut self) -> Result<(), CommandError> {
+        self.machine.pause();
+        self.enter(Transition::Stop)
+    }
+}

@@ -1,0 +1,129 @@
+//! A built machine as a whole: run, pause, reset. What it is made of is decided in `build.rs`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::boot_plan::BootPlan;
+use super::build::Parts;
+use crate::backend::display::Mode;
+use crate::base::{Component, WorkerThread};
+use crate::boot::BootError;
+use crate::kvm::{ChipState, CpuState, KvmError, KvmVm};
+use crate::pci::PciRoot;
+use crate::vcpu::{CpuEvent, VcpuThread};
+
+/// What a machine tells its control thread.
+#[derive(Debug)]
+pub(super) enum Notice {
+    /// A CPU parked itself, in the life between two resets that it counts.
+    Cpu {
+        /// See [`Machine::generation`].
+        generation: u64,
+        /// Why.
+        event: CpuEvent,
+    },
+    /// A device's driver or the host did something wrong.
+    Problem {
+        /// The device.
+        source: String,
+        /// What happened.
+        message: String,
+    },
+    /// The guest opened a CD-ROM drive.
+    Ejected {
+        /// Which.
+        drive: usize,
+    },
+    /// A thread of the machine panicked.
+    Defect(String),
+}
+
+/// Why a reset failed: the machine can't go on.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ResetError {
+    #[error("the CPUs or interrupt controllers can't be set")]
+    Kvm(#[from] KvmError),
+    #[error("what it starts can't be loaded again")]
+    Boot(#[from] BootError),
+    #[error("a CPU's thread is gone")]
+    Gone,
+}
+
+/// A virtual machine with all its threads.
+///
+/// The order of the fields is the order in which they are dropped: CPUs first, then the threads of the devices.
+pub(super) struct Machine {
+    pub cpus: Vec<VcpuThread>,
+    pub fresh_cpus: Vec<CpuState>,
+    pub fresh_chips: ChipState,
+    /// In the order in which they are started; stopped the other way round.
+    pub components: Vec<Arc<dyn Component>>,
+    pub parts: Parts,
+    pub boot: BootPlan,
+    pub root: Arc<PciRoot>,
+    pub kvm: Arc<KvmVm>,
+    pub generation: Arc<AtomicU64>,
+    /// Kept for their threads, which end when they are dropped.
+    pub _workers: Vec<Arc<WorkerThread>>,
+}
+
+impl Machine {
+    /// Counts the resets.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    /// Devices go on, then CPUs.
+    pub(super) fn resume(&self) {
+        for component in &self.components {
+            component.resume();
+        }
+        for cpu in &self.cpus {
+            cpu.run();
+        }
+    }
+
+    /// CPUs stop, then devices.
+    pub(super) fn pause(&self) {
+        // All are asked before any is waited for.
+        let parked: Vec<_> = self.cpus.iter().map(VcpuThread::park).collect();
+        for cpu in parked {
+            // A thread that is gone is as good as parked.
+            let _ = cpu.recv();
+        }
+        for component in self.components.iter().rev() {
+            component.pause();
+        }
+    }
+
+    /// Back to power-on, and on from there where it ran.
+    pub(super) fn reset(&self, run: bool) -> Result<(), ResetError> {
+        self.pause();
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        for component in &self.components {
+            component.reset();
+        }
+        self.root.refresh();
+        self.kvm.set_chips(&self.fresh_chips)?;
+        for (cpu, fresh) in self.cpus.iter().zip(&self.fresh_cpus) {
+            let fresh = fresh.clone();
+            cpu.with(move |cpu| cpu.power_on(&fresh)).ok_or(ResetError::Gone)??;
+        }
+        let entry = self.boot.prepare(self.kvm.memory(), &self.root)?;
+        if let (Some(entry), Some(first)) = (entry, self.cpus.first()) {
+            first.with(move |cpu| super::build::enter(cpu, entry)).ok_or(ResetError::Gone)??;
+        }
+        if run {
+            self.resume();
+        }
+        Ok(())
+    }
+
+    pub(super) fn press_power_button(&self) {
+        self.parts.power.press_power_button();
+    }
+
+    pub(super) fn resize_display(&self, width: u32, height: u32) {
+        self.parts.monitor.resize(Mode { width, height });
+    }
+}
