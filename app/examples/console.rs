@@ -59,6 +59,9 @@ struct Args {
     /// Ask for the window again so many seconds after it was closed with the machine kept running.
     #[arg(long)]
     raise_after: Option<u64>,
+    /// The guest powers off after so many seconds.
+    #[arg(long)]
+    stop_after: Option<u64>,
 }
 
 fn size(text: &str) -> Result<Mode, String> {
@@ -115,6 +118,14 @@ fn main() -> anyhow::Result<()> {
                 let _ = ask.send(Request::Raise);
                 waker.wake();
                 std::thread::park();
+            });
+        }
+        if let Some(seconds) = args.stop_after {
+            let (tell, waker) = (tell.clone(), waker.clone());
+            guest_thread(move || {
+                std::thread::sleep(Duration::from_secs(seconds));
+                let _ = tell.send(VmEvent::State(Lifecycle::Stopped));
+                waker.wake();
             });
         }
         let command = move |command: VmCommand| {
