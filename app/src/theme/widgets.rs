@@ -7,7 +7,7 @@ use egui::{
 };
 
 use super::state::Shape;
-use super::style::{glyph, icon_font, semibold};
+use super::style::semibold;
 use super::tokens::{Tokens, size};
 use super::{icon, time, tokens};
 
@@ -194,55 +194,55 @@ impl UiExt for Ui {
 
     fn tool_button(&mut self, tone: Tone, icon: &str, label: &str, reason: Option<&str>) -> Response {
         let t = self.tokens();
-        self.scope(|ui| {
-            let widgets = &mut ui.visuals_mut().widgets;
-            if tone == Tone::Good {
-                for (widget, fill) in [
-                    (&mut widgets.inactive, t.accent),
-                    (&mut widgets.hovered, t.accent_hover),
-                    (&mut widgets.active, t.accent_hover),
-                ] {
-                    widget.weak_bg_fill = fill;
-                    widget.fg_stroke.color = t.on_accent;
-                    widget.bg_stroke.color = fill;
-                }
-                widgets.active.bg_stroke.color = t.text;
+        // Not in a scope of its own, which a line that wraps could not move to the next line.
+        let before = std::sync::Arc::clone(self.style());
+        let widgets = &mut self.visuals_mut().widgets;
+        if tone == Tone::Good {
+            for (widget, fill) in [
+                (&mut widgets.inactive, t.accent),
+                (&mut widgets.hovered, t.accent_hover),
+                (&mut widgets.active, t.accent_hover),
+            ] {
+                widget.weak_bg_fill = fill;
+                widget.fg_stroke.color = t.on_accent;
+                widget.bg_stroke.color = fill;
             }
-            if tone == Tone::Error {
-                for widget in [&mut widgets.inactive, &mut widgets.hovered, &mut widgets.active] {
-                    widget.fg_stroke.color = t.error;
-                }
+            widgets.active.bg_stroke.color = t.text;
+        }
+        if tone == Tone::Error {
+            for widget in [&mut widgets.inactive, &mut widgets.hovered, &mut widgets.active] {
+                widget.fg_stroke.color = t.error;
             }
-            let button = if icon.is_empty() { Button::new(label) } else { Button::new((glyph(icon), label)) };
-            let response = ui.add_enabled(reason.is_none(), button.min_size(vec2(0.0, size::CONTROL)));
-            name(&response, WidgetType::Button, reason.is_none(), label);
-            match reason {
-                Some(reason) => response.on_disabled_hover_text(reason),
-                None => response,
-            }
-        })
-        .inner
+        }
+        let button = if icon.is_empty() { Button::new(label) } else { Button::new((icon, label)) };
+        let response = self.add_enabled(reason.is_none(), button.min_size(vec2(0.0, size::CONTROL)));
+        self.set_style(before);
+        name(&response, WidgetType::Button, reason.is_none(), label);
+        match reason {
+            Some(reason) => response.on_disabled_hover_text(reason),
+            None => response,
+        }
     }
 
     fn icon_button(&mut self, icon: &str, label: &str) -> Response {
-        let button = Button::new(glyph(icon)).frame_when_inactive(false).min_size(vec2(size::CONTROL, size::CONTROL));
-        let response = self.scope(|ui| {
-            ui.spacing_mut().button_padding = vec2(size::GAP_SMALL, size::GAP_SMALL);
-            ui.add(button)
-        });
-        name(&response.inner, WidgetType::Button, true, label);
-        response.inner.on_hover_text(label)
+        let before = std::sync::Arc::clone(self.style());
+        self.spacing_mut().button_padding = vec2(size::GAP_SMALL, size::GAP_SMALL);
+        let button = Button::new(icon).frame_when_inactive(false).min_size(vec2(size::CONTROL, size::CONTROL));
+        let response = self.add(button);
+        self.set_style(before);
+        name(&response, WidgetType::Button, true, label);
+        response.on_hover_text(label)
     }
 
     fn wide_button(&mut self, icon: &str, label: &str, text: &str) -> Response {
-        let button = Button::new((glyph(icon), label)).min_size(vec2(self.available_width(), size::CONTROL));
+        let button = Button::new((icon, label)).min_size(vec2(self.available_width(), size::CONTROL));
         let response = self.add(button);
         name(&response, WidgetType::Button, true, text);
         response.on_hover_text(text)
     }
 
     fn menu_item(&mut self, icon: &str, label: &str, key: &str, reason: Option<&str>) -> Response {
-        let button = Button::new((glyph(icon), label)).shortcut_text(key).min_size(vec2(size::MENU, 0.0));
+        let button = Button::new((icon, label)).shortcut_text(key).min_size(vec2(size::MENU, 0.0));
         let response = self.add_enabled(reason.is_none(), button);
         name(&response, WidgetType::Button, reason.is_none(), label);
         match reason {
@@ -256,7 +256,7 @@ impl UiExt for Ui {
         let corners = CornerRadius::same(radius);
         self.painter().rect_filled(rect, corners, t.screen);
         if texture.is_none() {
-            let font = icon_font(rect.height() * 0.5);
+            let font = FontId::proportional(rect.height() * 0.5);
             self.painter().text(rect.center(), egui::Align2::CENTER_CENTER, icon::MONITOR, font, t.screen_off);
         }
         if let Some(texture) = texture {
@@ -287,16 +287,17 @@ impl UiExt for Ui {
         let font = FontId::new(size::TEXT, if selected { semibold() } else { egui::FontFamily::Proportional });
         let color = if selected { t.accent_text } else { t.text_muted };
         let galley = self.painter().layout_no_wrap(label.to_string(), font, color);
-        let (rect, response) = self.allocate_exact_size(vec2(galley.size().x + 2.0 * size::GAP, 34.0), Sense::click());
+        let (rect, response) = self.allocate_exact_size(vec2(galley.size().x, size::TAB), Sense::click());
         response.widget_info(|| WidgetInfo::selected(WidgetType::SelectableLabel, true, selected, label));
         let at = rect.center() - galley.size() / 2.0;
         if response.hovered() && !selected {
-            self.painter().rect_filled(rect.shrink(2.0), CornerRadius::same(size::RADIUS), t.surface_hover);
+            let around = rect.expand2(vec2(size::GAP, -2.0));
+            self.painter().rect_filled(around, CornerRadius::same(size::RADIUS), t.surface_hover);
         }
         self.painter().galley(at, galley, color);
         if selected {
             let line = Stroke::new(size::RING, t.accent);
-            self.painter().hline(rect.x_range().shrink(size::GAP), rect.bottom() - 1.0, line);
+            self.painter().hline(rect.x_range(), rect.bottom() - 1.0, line);
         }
         focus_ring(self, &response, size::RADIUS);
         response
@@ -315,7 +316,7 @@ impl UiExt for Ui {
         let wide = card.x > card.y * 1.5;
         let layout = if wide { Layout::left_to_right(Align::Center) } else { Layout::top_down(Align::Center) };
         let mut ui = self.new_child(UiBuilder::new().max_rect(inner).layout(layout));
-        let icon = Label::new(glyph(icon).size(size::ICON_HERO).color(t.accent_text));
+        let icon = Label::new(RichText::new(icon).size(size::ICON_HERO).color(t.accent_text));
         let words = |ui: &mut Ui| {
             ui.label(RichText::new(title).font(FontId::new(size::TEXT_SECTION, semibold())));
             ui.add(Label::new(RichText::new(text).color(t.text_muted)).wrap());
@@ -338,9 +339,9 @@ impl UiExt for Ui {
     }
 
     fn state_sign(&mut self, shape: Shape, color: Color32, word: &str) -> Response {
-        self.horizontal(|ui| {
+        let line = vec2(self.available_width(), size::TEXT);
+        self.allocate_ui_with_layout(line, Layout::left_to_right(Align::Center), |ui| {
             ui.spacing_mut().item_spacing.x = 6.0;
-            ui.spacing_mut().interact_size.y = size::TEXT;
             let (rect, _) = ui.allocate_exact_size(vec2(12.0, 12.0), Sense::hover());
             shape.paint(ui.painter(), rect, color, ui.input(|i| i.time));
             if shape == Shape::Spinner {
@@ -381,7 +382,7 @@ impl UiExt for Ui {
             .show(self, |ui| {
                 ui.set_width(ui.available_width());
                 ui.with_layout(Layout::left_to_right(Align::TOP), |ui| {
-                    ui.label(glyph(sign).size(20.0).color(color));
+                    ui.label(RichText::new(sign).size(20.0).color(color));
                     ui.vertical(|ui| {
                         ui.spacing_mut().item_spacing.y = size::GAP_SMALL;
                         ui.add(Label::new(RichText::new(title).font(FontId::new(size::TEXT, semibold()))).wrap());
@@ -403,7 +404,7 @@ impl UiExt for Ui {
         let control = |ui: &mut Ui, id: Id| {
             ui.spacing_mut().item_spacing.y = size::GAP_SMALL;
             let inner = ui
-                .horizontal(|ui| {
+                .horizontal_wrapped(|ui| {
                     ui.set_min_height(size::CONTROL);
                     add(ui, id)
                 })
@@ -411,7 +412,7 @@ impl UiExt for Ui {
             if let Some(error) = note.error {
                 let mut job = LayoutJob::default();
                 let font = FontId::new(size::TEXT_SMALL, egui::FontFamily::Proportional);
-                job.append(icon::ERROR, 0.0, TextFormat::simple(icon_font(size::TEXT_SMALL), t.error));
+                job.append(icon::ERROR, 0.0, TextFormat::simple(FontId::proportional(size::TEXT_SMALL), t.error));
                 job.append(error, size::GAP_SMALL, TextFormat::simple(font, t.error));
                 let response = ui.add(Label::new(job).wrap());
                 response.widget_info(|| WidgetInfo::labeled(WidgetType::Label, true, error));
@@ -456,7 +457,7 @@ impl UiExt for Ui {
         let mut open = self.data(|data| data.get_temp::<bool>(id)).unwrap_or(false);
         let sign = if open { icon::UNFOLDED } else { icon::FOLDED };
         let text = RichText::new(label).font(FontId::new(size::TEXT, semibold()));
-        let response = self.add(Button::new((glyph(sign).color(t.text_muted), text)).frame_when_inactive(false));
+        let response = self.add(Button::new((RichText::new(sign).color(t.text_muted), text)).frame_when_inactive(false));
         response.widget_info(|| {
             let mut info = WidgetInfo::labeled(WidgetType::CollapsingHeader, true, label);
             info.selected = Some(open);
@@ -494,7 +495,7 @@ impl UiExt for Ui {
         let t = self.tokens();
         let (rect, response) = self.allocate_exact_size(size, Sense::click());
         self.painter().rect_filled(rect, CornerRadius::same(size::RADIUS_LARGE), t.screen);
-        let font = icon_font(size::ICON_HERO);
+        let font = FontId::proportional(size::ICON_HERO);
         let lift = vec2(0.0, 14.0);
         self.painter().text(rect.center() - lift, egui::Align2::CENTER_CENTER, icon, font, t.on_screen);
         let font = FontId::proportional(size::TEXT);

@@ -21,7 +21,10 @@ pub fn error_of<'a>(errors: &'a [ConfigError], field: &str) -> Option<&'a str> {
 
 /// A text field of the width a form has room for; `beside` is what stands at its right.
 pub fn text_field(ui: &mut Ui, label: Id, name: &str, text: &mut String, hint: &str, beside: f32) -> egui::Response {
-    let width = (ui.available_width() - beside).clamp(80.0, size::FIELD);
+    let room = ui.available_width();
+    // Where both do not fit, what is beside goes below.
+    let width = if room - beside >= size::FIELD_MIN { room - beside } else { room };
+    let width = width.min(size::FIELD);
     let response = ui.add(text_edit(text).hint_text(hint).desired_width(width)).labelled_by(label);
     let value = text.clone();
     response.widget_info(|| {
