@@ -22,9 +22,9 @@ Exit codes:
 Virtual machines are folders in ~/.local/share/orangery/machines, or in $ORANGERY_LIBRARY.
 With --json an error is one line too: {\"error\":{\"code\":3,\"message\":\"…\"}}.";
 
-/// Virtual machines on your own computer
+/// The command line.
 #[derive(Debug, Parser)]
-#[command(name = "orangery", version, about, after_help = AFTER, arg_required_else_help = false)]
+#[command(name = "orangery", version, about = "Virtual machines on your own computer", after_help = AFTER)]
 #[command(disable_help_subcommand = true, max_term_width = 100)]
 pub struct Cli {
     /// What to do; without it the manager's window opens
@@ -248,7 +248,7 @@ pub struct MachineArgs {
     /// CPUs [default: what suits this computer, at most 4]
     #[arg(long, value_name = "N")]
     pub cpus: Option<u32>,
-    /// No window (boot: at once; create: has no effect, see 'run --headless')
+    /// No window: needs no display. (For 'create' it changes nothing: 'run' has the same flag)
     #[arg(long)]
     pub headless: bool,
     /// A network card on an existing tap interface (repeatable), or none

@@ -16,6 +16,8 @@ use crate::control::{Client, ControlError, Power, keys};
 use crate::library::{self, Entry, HostLimits, Library, Machine, NewDisk, NewMachine, preflight};
 use crate::session::{self, Announcement, Throwaway};
 
+/// How long a machine may take to say how it is, for a list of many.
+const GLANCE: Duration = Duration::from_secs(2);
 /// Between two looks at a machine that is shutting down.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -42,11 +44,9 @@ pub fn perform(cli: Cli) -> Result<(), CliError> {
         }
         Verb::Delete { which } => {
             let trashed = library()?.trash(&which.name)?;
-            let name = &trashed.name;
-            out.say(
-                &Deleted::from(&trashed),
-                &format!("{name:?} is in the trash; bring it back with: orangery restore {name:?}"),
-            );
+            let name = library::quoted(&trashed.name);
+            let text = format!("{:?} is in the trash; bring it back with: orangery restore {name}", trashed.name);
+            out.say(&Deleted::from(&trashed), &text);
             Ok(())
         }
         Verb::Trash { empty } => trash(out, empty),
@@ -166,11 +166,8 @@ fn create(out: Out, name: String, args: &MachineArgs) -> Result<(), CliError> {
     }
     new.nets = nets(args)?;
     let machine = library.create(&new)?;
-    let quoted = &machine.name;
-    out.machine(
-        &machine,
-        &format!("Made {quoted:?} in {}\nStart it with: orangery run {quoted:?}", machine.folder().display()),
-    );
+    let (name, folder) = (library::quoted(&machine.name), machine.folder().display());
+    out.machine(&machine, &format!("Made {:?} in {folder}\nStart it with: orangery run {name}", machine.name));
     Ok(())
 }
 
@@ -202,7 +199,7 @@ fn boot(args: &MachineArgs) -> Result<(), CliError> {
 /// What a machine does, and the process it does it in; absent when it does not run.
 fn power(machine: &Machine) -> Option<(Power, u32)> {
     let holder = machine.holder().ok().flatten()?;
-    let asked = Client::connect(&machine.id).and_then(|mut client| client.state());
+    let asked = Client::connect_within(&machine.id, GLANCE).and_then(|mut client| client.state());
     // Its lock is held and its socket is silent: it is on its way up or down.
     Some(asked.map_or((Power::Starting, holder.pid), |state| (state.power, state.pid)))
 }

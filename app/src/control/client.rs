@@ -10,7 +10,7 @@ use super::protocol::{Event, MAX_PNG, Pointer, Reply, Request, State, Stream, VE
 use super::{runtime_folder, socket_name, socket_path};
 
 /// How long a machine may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// How long typing may take: a long text goes key by key.
 const TYPING_PATIENCE: Duration = Duration::from_secs(180);
 
@@ -51,10 +51,12 @@ impl From<io::Error> for ControlError {
     }
 }
 
-/// A connection to the process that runs a machine. Every method waits for the answer, for ten seconds at most.
+/// A connection to the process that runs a machine. Every method waits for its answer, ten seconds at most
+/// (typing: as long as it takes).
 #[derive(Debug)]
 pub struct Client {
     reader: BufReader<UnixStream>,
+    patience: Duration,
     id: String,
     name: String,
     pid: u32,
@@ -77,11 +79,19 @@ impl Client {
     /// # Errors
     /// [`ControlError::NotRunning`], or the process does not answer as it should.
     pub fn connect(id: &str) -> Result<Client, ControlError> {
-        Client::connect_in(&runtime_folder()?, id)
+        Client::connect_in(&runtime_folder()?, id, PATIENCE)
+    }
+
+    /// The same with less patience: every answer is waited for this long at most.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub fn connect_within(id: &str, patience: Duration) -> Result<Client, ControlError> {
+        Client::connect_in(&runtime_folder()?, id, patience)
     }
 
     /// Connects to the machine with this id, its socket in `folder`.
-    pub(super) fn connect_in(folder: &Path, id: &str) -> Result<Client, ControlError> {
+    pub(super) fn connect_in(folder: &Path, id: &str, patience: Duration) -> Result<Client, ControlError> {
         let (path, _open) = socket_path(folder, &socket_name(id))?;
         let stream = match UnixStream::connect(path) {
             Ok(stream) => stream,
@@ -90,9 +100,10 @@ impl Client {
             }
             Err(error) => return Err(error.into()),
         };
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        let mut client = Client { reader: BufReader::new(stream), id: String::new(), name: String::new(), pid: 0 };
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
+        let reader = BufReader::new(stream);
+        let mut client = Client { reader, patience, id: String::new(), name: String::new(), pid: 0 };
         match client.ask(&Request::Hello { version: VERSION })? {
             Reply::Hello { version, .. } if version != VERSION => Err(ControlError::Version { theirs: version }),
             Reply::Hello { version: _, id, name, pid } => Ok(Client { id, name, pid, ..client }),
@@ -186,7 +197,7 @@ impl Client {
     fn typing(&mut self, request: &Request) -> Result<(), ControlError> {
         self.reader.get_ref().set_read_timeout(Some(TYPING_PATIENCE))?;
         let typed = self.command(request);
-        self.reader.get_ref().set_read_timeout(Some(PATIENCE))?;
+        self.reader.get_ref().set_read_timeout(Some(self.patience))?;
         typed
     }
 

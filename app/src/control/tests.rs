@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
+use super::client::PATIENCE;
 use super::protocol::{MAX_LINE, MAX_TEXT, Pointer, Request, VERSION};
 use super::server::{Host, Server};
 use super::*;
@@ -85,7 +86,7 @@ impl Bench {
     }
 
     fn client(&self) -> Client {
-        Client::connect_in(self.dir.path(), "id").unwrap()
+        Client::connect_in(self.dir.path(), "id", PATIENCE).unwrap()
     }
 
     /// A connection that speaks for itself.
@@ -176,12 +177,12 @@ fn waiting_for_events_can_be_ended_from_outside() {
 #[test]
 fn a_socket_that_nobody_listens_on_is_told_from_none() {
     let dir = tempfile::tempdir().unwrap();
-    assert!(matches!(Client::connect_in(dir.path(), "id"), Err(ControlError::NotRunning)));
+    assert!(matches!(Client::connect_in(dir.path(), "id", PATIENCE), Err(ControlError::NotRunning)));
     drop(std::os::unix::net::UnixListener::bind(dir.path().join("id.sock")).unwrap());
-    assert!(matches!(Client::connect_in(dir.path(), "id"), Err(ControlError::NotRunning)));
+    assert!(matches!(Client::connect_in(dir.path(), "id", PATIENCE), Err(ControlError::NotRunning)));
     // A new process takes the dead one's place.
     let _server = Server::start_in(dir.path(), "id", Arc::new(Fake::default())).unwrap();
-    assert!(Client::connect_in(dir.path(), "id").is_ok());
+    assert!(Client::connect_in(dir.path(), "id", PATIENCE).is_ok());
 }
 
 #[test]
@@ -190,7 +191,7 @@ fn a_server_that_ends_takes_its_socket_with_it() {
     drop(bench.client());
     drop(bench.server.take());
     assert_eq!(std::fs::read_dir(bench.dir.path()).unwrap().count(), 0);
-    assert!(matches!(Client::connect_in(bench.dir.path(), "id"), Err(ControlError::NotRunning)));
+    assert!(matches!(Client::connect_in(bench.dir.path(), "id", PATIENCE), Err(ControlError::NotRunning)));
 }
 
 #[test]
@@ -199,7 +200,7 @@ fn a_folder_with_a_long_path_works_too() {
     let deep = dir.path().join("x".repeat(120));
     std::fs::create_dir(&deep).unwrap();
     let _server = Server::start_in(&deep, "id", Arc::new(Fake::default())).unwrap();
-    assert!(Client::connect_in(&deep, "id").unwrap().state().is_ok());
+    assert!(Client::connect_in(&deep, "id", PATIENCE).unwrap().state().is_ok());
 }
 
 #[test]
@@ -250,7 +251,15 @@ fn more_clients_than_fit_are_sent_away_and_the_others_stay() {
     let bench = Bench::new();
     let mut first = bench.client();
     let others: Vec<Result<Client, ControlError>> =
-        (0..64).map(|_| Client::connect_in(bench.dir.path(), "id")).collect();
+        (0..64).map(|_| Client::connect_in(bench.dir.path(), "id", PATIENCE)).collect();
     assert!(others.iter().any(Result::is_err));
     assert!(first.state().is_ok());
+}
+
+#[test]
+fn a_process_that_does_not_answer_is_told_from_one_that_is_not_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let _silent = std::os::unix::net::UnixListener::bind(dir.path().join("id.sock")).unwrap();
+    let asked = Client::connect_in(dir.path(), "id", std::time::Duration::from_millis(20));
+    assert!(matches!(asked, Err(ControlError::Silent)));
 }

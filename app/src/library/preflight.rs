@@ -1,7 +1,7 @@
 //! What a host needs before a machine can start, looked at one by one: each thing that is wrong says why, and has a
 //! command that mends it.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -67,6 +67,22 @@ const KVM_API_VERSION: libc::c_int = 12;
 /// `_IO(KVMIO, 0x00)`.
 const KVM_GET_API_VERSION: libc::c_ulong = 0xae00;
 
+/// `_IO(KVMIO, 0x01)`.
+const KVM_CREATE_VM: libc::c_ulong = 0xae01;
+
+/// Whether KVM can make no machine because the processor's virtualization is taken.
+fn is_busy(kvm: &File) -> bool {
+    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+    // SAFETY: KVM_CREATE_VM takes a number and touches no memory of ours.
+    let machine = unsafe { libc::ioctl(kvm.as_raw_fd(), KVM_CREATE_VM as _, 0) };
+    if machine >= 0 {
+        // SAFETY: the ioctl made this descriptor for us alone.
+        drop(unsafe { OwnedFd::from_raw_fd(machine) });
+        return false;
+    }
+    io::Error::last_os_error().raw_os_error() == Some(libc::EBUSY)
+}
+
 fn kvm(device: &Path) -> Check {
     use std::os::fd::AsRawFd;
     const WHAT: &str = "Virtualization (KVM)";
@@ -74,6 +90,10 @@ fn kvm(device: &Path) -> Check {
         Ok(file) => {
             // SAFETY: KVM_GET_API_VERSION takes no argument and touches no memory; on another file it fails.
             let version = unsafe { libc::ioctl(file.as_raw_fd(), KVM_GET_API_VERSION as _, 0) };
+            if version == KVM_API_VERSION && is_busy(&file) {
+                let cause = "Another virtualization program (VirtualBox, VMware …) keeps the processor for itself.";
+                return failed(WHAT, cause.into(), "Shut down its virtual machines first.", None);
+            }
             if version == KVM_API_VERSION {
                 return Check { what: WHAT, outcome: Outcome::Good(format!("{} can be used", device.display())) };
             }

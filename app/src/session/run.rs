@@ -70,7 +70,30 @@ pub fn run(
     let _lock = machine.lock()?;
     library.make_id_unique(&mut machine)?;
     let signals = Signals::take().map_err(RunError::host("take this process's signals"))?;
-    if headless { without_window(&machine, &signals, announce) } else { with_window(&machine, &signals, announce) }
+    if headless {
+        without_window(library, &machine, &signals, announce)
+    } else {
+        with_window(library, &machine, &signals, announce)
+    }
+}
+
+/// Writes down which media are in the drives of a machine that has stopped: an installer that ejected its CD is not
+/// started again.
+fn keep_media(library: &Library, session: &Session) {
+    let drives = session.news.lock().drives.clone();
+    let kept = library.load(&session.id).and_then(|mut machine| {
+        let before = machine.resolved().cdroms;
+        for ((slot, old), now) in machine.config.cdroms.iter_mut().zip(before).zip(drives) {
+            // A path that leads to the same file stays as its owner wrote it.
+            if old.path != now {
+                slot.path = now;
+            }
+        }
+        library.save(&machine)
+    });
+    if let Err(error) = kept {
+        session.note(&format!("Which media are in the drives could not be kept: {error}"));
+    }
 }
 
 /// What serves a machine while it runs; dropped when it has stopped.
@@ -108,7 +131,12 @@ fn build_error(machine: &Machine) -> impl FnOnce(BuildError) -> RunError {
     move |source| RunError::Build { name, source }
 }
 
-fn without_window(machine: &Machine, signals: &Signals, announce: impl FnOnce(&Announcement)) -> Result<(), RunError> {
+fn without_window(
+    library: &Library,
+    machine: &Machine,
+    signals: &Signals,
+    announce: impl FnOnce(&Announcement),
+) -> Result<(), RunError> {
     let log = Log::start(machine.logs().join("orangery.log")).ok();
     let identity = (machine.id.clone(), machine.name.clone());
     let (session, streams) =
@@ -121,6 +149,7 @@ fn without_window(machine: &Machine, signals: &Signals, announce: impl FnOnce(&A
         }
     };
     wait(&service.session, signals).map_err(RunError::host("wait for the machine"))?;
+    keep_media(library, &service.session);
     finish(&service.session)
 }
 
@@ -180,12 +209,17 @@ pub(super) fn finish(session: &Session) -> Result<(), RunError> {
 }
 
 #[cfg(not(feature = "gui"))]
-fn with_window(_: &Machine, _: &Signals, _: impl FnOnce(&Announcement)) -> Result<(), RunError> {
+fn with_window(_: &Library, _: &Machine, _: &Signals, _: impl FnOnce(&Announcement)) -> Result<(), RunError> {
     Err(RunError::Window(anyhow::anyhow!("this Orangery was built without windows; use --headless")))
 }
 
 #[cfg(feature = "gui")]
-fn with_window(machine: &Machine, signals: &Signals, announce: impl FnOnce(&Announcement)) -> Result<(), RunError> {
+fn with_window(
+    library: &Library,
+    machine: &Machine,
+    signals: &Signals,
+    announce: impl FnOnce(&Announcement),
+) -> Result<(), RunError> {
     use super::window;
     let log = Log::start(machine.logs().join("orangery.log")).ok();
     let identity = (machine.id.clone(), machine.name.clone());
@@ -210,12 +244,14 @@ fn with_window(machine: &Machine, signals: &Signals, announce: impl FnOnce(&Anno
         service.session.note(&format!("{error}. The machine is asked to shut down."));
         let _ = service.session.send(VmCommand::ShutDown);
         wait(&service.session, signals).map_err(RunError::host("wait for the machine"))?;
+        keep_media(library, &service.session);
         finish(&service.session)?;
         return Err(error);
     }
     if !service.session.has_stopped() {
         end(&service.session);
     }
+    keep_media(library, &service.session);
     finish(&service.session)
 }
 

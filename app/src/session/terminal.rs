@@ -95,6 +95,28 @@ impl Input {
     }
 }
 
+/// A guest's output on its way to standard output. It is written only when there is room: a reader that has stopped reading
+/// must not keep this process from hearing signals.
+#[derive(Default)]
+struct Output {
+    pending: Vec<u8>,
+}
+
+impl Output {
+    /// Writes what there is room for; `false` when nobody reads any more.
+    fn write(&mut self) -> io::Result<bool> {
+        // A pipe that is writable takes this much without blocking (PIPE_BUF, pipe(7)).
+        let chunk = &self.pending[..self.pending.len().min(CHUNK)];
+        match rustix::io::write(stdout(), chunk) {
+            Ok(count) => drop(self.pending.drain(..count)),
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(Errno::PIPE | Errno::IO) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(true)
+    }
+}
+
 /// Writes all of it to standard output; `false` when nobody reads there.
 fn show(mut bytes: &[u8]) -> io::Result<bool> {
     while !bytes.is_empty() {
@@ -129,26 +151,25 @@ fn wait(fds: &mut [PollFd<'_>]) -> io::Result<()> {
 pub(super) fn serve(session: &Session, streams: &Streams, signals: Option<&Signals>) -> io::Result<Ended> {
     let Streams { serial, console, debug } = streams;
     let mut input = Input::open();
+    let mut output = Output::default();
     let mut asked = Asked::default();
-    let keys = stdin();
+    let (keys, screen) = (stdin(), stdout());
+    let mut chunk = [0; CHUNK];
     loop {
         // Asked before the port is read: what the guest said last is in it by then.
         let stopped = session.has_stopped();
-        serial.acknowledge();
+        for port in [serial, console, debug] {
+            port.acknowledge();
+        }
         serial.acknowledge_writable();
-        let mut chunk = [0; CHUNK];
-        loop {
-            match serial.read(&mut chunk) {
-                0 => break,
-                count if show(&chunk[..count])? => {}
-                _ => return Ok(Ended::Output),
-            }
+        if output.pending.is_empty() {
+            let count = serial.read(&mut chunk);
+            output.pending.extend_from_slice(&chunk[..count]);
         }
         for port in [console, debug] {
-            port.acknowledge();
             while port.read(&mut chunk) > 0 {}
         }
-        if stopped {
+        if stopped && output.pending.is_empty() {
             return Ok(Ended::Stream);
         }
         let taken = serial.write(&input.pending);
@@ -156,22 +177,30 @@ pub(super) fn serve(session: &Session, streams: &Streams, signals: Option<&Signa
         if signals.is_some_and(|signals| asked.answer(session, signals)) {
             return Ok(Ended::Signal);
         }
-        let mut fds = vec![
-            interest(session.stopped(), PollFlags::IN),
-            interest(serial.as_fd(), PollFlags::IN),
-            interest(console.as_fd(), PollFlags::IN),
-            interest(debug.as_fd(), PollFlags::IN),
-        ];
-        fds.extend(signals.map(|signals| interest(signals.as_fd(), PollFlags::IN)));
+        let mut fds: Vec<PollFd<'_>> =
+            signals.map(|signals| interest(signals.as_fd(), PollFlags::IN)).into_iter().collect();
+        if !stopped {
+            let always = [session.stopped(), console.as_fd(), debug.as_fd()];
+            fds.extend(always.map(|fd| interest(fd, PollFlags::IN)));
+        }
         if !input.pending.is_empty() {
             fds.push(interest(serial.writable(), PollFlags::IN));
         }
-        let reading = input.wants_more();
+        let (writing, reading) = (!output.pending.is_empty(), input.wants_more() && !stopped);
+        fds.push(if writing {
+            interest(screen.as_fd(), PollFlags::OUT)
+        } else {
+            interest(serial.as_fd(), PollFlags::IN)
+        });
         if reading {
             fds.push(interest(keys.as_fd(), PollFlags::IN));
         }
         wait(&mut fds)?;
-        let typed = reading && fds.last().is_some_and(|fd| !fd.revents().is_empty());
+        let ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
+        let (typed, room) = (reading && ready(fds.len() - 1), writing && ready(fds.len() - 1 - usize::from(reading)));
+        if room && !output.write()? {
+            return Ok(Ended::Output);
+        }
         if typed && input.read()? {
             return Ok(Ended::Escape);
         }

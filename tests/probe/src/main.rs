@@ -17,6 +17,7 @@ mod drivers;
 mod machine;
 mod memory;
 mod power;
+mod random;
 mod report;
 mod smp;
 mod tests;

@@ -1,5 +1,6 @@
 //! The devices: one file or folder each. None imports another, KVM or the machine.
 
+pub mod ahci;
 pub mod chipset;
 pub mod legacy;
 pub mod vga;

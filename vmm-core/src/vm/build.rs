@@ -11,6 +11,8 @@ use super::control::Message;
 use super::machine::{Machine, Notice};
 use super::{BuildError, Ports};
 use crate::backend::disk::{OpenOptions, RawDisk};
+use crate::backend::display::Mode;
+use crate::backend::monitor::Monitor;
 use crate::base::{Component, Executor, GuestMemory, WorkerThread};
 use crate::boot::linux::Entry;
 use crate::config::{Cache, VmConfig};
@@ -18,17 +20,25 @@ use crate::devices::chipset::{HostBridge, Lpc, Pirq};
 use crate::devices::legacy::{
     CmosSizes, DebugCon, FwCfg, HostClock, I8042, I8042_PORTS, PmBlock, Port92, ResetControl, Rtc, Serial,
 };
+use crate::devices::vga::Vga;
 use crate::devices::virtio_blk::Blk;
+use crate::devices::virtio_console::Console;
+use crate::devices::virtio_gpu::Gpu;
+use crate::devices::virtio_input::Input;
 use crate::devices::virtio_rng::Rng;
 use crate::hw::{Bus, BusDevice, ProblemSink};
 use crate::kvm::{KvmCpu, KvmError, KvmVm};
 use crate::pci::{PciAddress, PciDevice, PciRoot};
 use crate::vcpu::{Buses, VcpuThread};
-use crate::virtio::{Device, Layout, Role, TransportParts, VirtioPci};
+use crate::virtio::{Device, Face, Layout, Role, TransportParts, VirtioPci};
 
 /// Where each function is on bus 0.
 mod slot {
+    pub const GPU: u8 = 1;
+    pub const KEYBOARD: u8 = 2;
+    pub const TABLET: u8 = 3;
     pub const RNG: u8 = 4;
+    pub const CONSOLE: u8 = 5;
     pub const DISKS: u8 = 6;
     pub const CHIPSET: u8 = 0x1f;
 }
@@ -36,6 +46,7 @@ mod slot {
 /// What the control thread needs of single devices.
 pub(super) struct Parts {
     pub power: Arc<PmBlock>,
+    pub monitor: Monitor,
 }
 
 fn host<T>(what: &str, result: io::Result<T>) -> Result<T, BuildError> {
@@ -104,7 +115,18 @@ impl Machine {
         maker.components.extend(chipset);
 
         // The devices behind PCI.
-        maker.virtio(slot::RNG, "rng", Rng::default(), Layout::PLAIN)?;
+        let preferred = Mode { width: config.display.width, height: config.display.height };
+        let monitor = host("could not create the monitor", Monitor::new(ports.display, preferred))?;
+        let vga = host("could not create the VGA", Vga::new(kvm.clone(), monitor.clone()))?;
+        let free = vga.attach(&buses.memory, &buses.ports);
+        debug_assert!(free);
+        let refresh = host("could not create the VGA", vga.refresh())?;
+        maker.worker("gpu")?.submit(refresh);
+        maker.virtio_with(slot::GPU, "gpu", Gpu::new(monitor.clone()), Layout::VGA, Some(vga))?;
+        maker.virtio(slot::KEYBOARD, "keyboard", Input::keyboard(ports.keyboard))?;
+        maker.virtio(slot::TABLET, "tablet", Input::tablet(ports.pointer))?;
+        maker.virtio(slot::RNG, "rng", Rng::default())?;
+        maker.virtio(slot::CONSOLE, "console", Console::new(ports.console))?;
         for (index, disk) in (0u8..).zip(&config.disks) {
             let name = format!("disk{index}");
             let options = OpenOptions { readonly: disk.readonly, direct: disk.cache == Cache::Auto };
@@ -113,7 +135,7 @@ impl Machine {
                 source: source.into(),
             })?;
             let device = Blk::new(Box::new(image), &name);
-            maker.virtio(slot::DISKS + index, &name, device, Layout::PLAIN)?;
+            maker.virtio(slot::DISKS + index, &name, device)?;
         }
 
         let Maker { workers, components, .. } = maker;
@@ -136,7 +158,7 @@ impl Machine {
         }
         let fresh_chips = kvm.chips()?;
         let workers = workers.into_values().collect();
-        let parts = Parts { power };
+        let parts = Parts { power, monitor };
         Ok(Machine { cpus, fresh_cpus, fresh_chips, components, parts, boot, root, kvm, generation, _workers: workers })
     }
 }
@@ -174,7 +196,19 @@ impl Maker<'_> {
     }
 
     /// Puts a virtio device in a slot.
-    fn virtio<D: Device>(&mut self, slot: u8, name: &str, device: D, layout: Layout) -> Result<(), BuildError> {
+    fn virtio<D: Device>(&mut self, slot: u8, name: &str, device: D) -> Result<(), BuildError> {
+        self.virtio_with(slot, name, device, Layout::PLAIN, None)
+    }
+
+    /// The same, with its registers elsewhere and a second personality.
+    fn virtio_with<D: Device>(
+        &mut self,
+        slot: u8,
+        name: &str,
+        device: D,
+        layout: Layout,
+        face: Option<Arc<dyn Face>>,
+    ) -> Result<(), BuildError> {
         let executor: Arc<dyn Executor> = self.worker(match D::INFO.role {
             Role::Io => "io",
             Role::Gpu => "gpu",
@@ -189,7 +223,7 @@ impl Maker<'_> {
             doorbells: self.kvm.clone(),
             problems: self.problems.clone(),
             layout,
-            face: None,
+            face,
         };
         let function = host("could not create a device", VirtioPci::new(device, parts))?;
         self.pci(PciAddress::new(slot, 0), function);

@@ -175,6 +175,10 @@ impl<E: Fn(VmEvent)> Control<'_, E> {
                 self.machine.resume();
                 Ok(())
             }
+            VmCommand::ResizeDisplay { width, height } => {
+                self.machine.resize_display(width, height);
+                Ok(())
+            }
             _ => Err(CommandError("later".into())),
         }
     }

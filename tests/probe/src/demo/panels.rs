@@ -13,7 +13,9 @@ use core::fmt::Write as _;
 /// Units between lines.
 const LINE: i32 = 22;
 /// Keys that are remembered.
-const KEYS: usize = 8;
+const KEYS: usize = 2;
+/// Characters that are remembered.
+const TYPED: usize = 200;
 
 /// The part of a panel below its title.
 fn inside(layout: &Layout, panel: Area) -> Area {
@@ -137,6 +139,9 @@ impl Typing {
         } else if keys::ENTER.contains(&code) {
             self.typed = Text::new();
         } else if let Some(character) = keys::character(code, self.shift) {
+            if self.typed.as_str().len() >= TYPED {
+                self.typed.drop_front(1);
+            }
             // Text never fails.
             let _ = self.typed.write_char(character);
         }
@@ -159,7 +164,7 @@ impl Typing {
             let caret = Area { left: end + layout.units(2), right: end + layout.units(4), ..row };
             canvas.fill(caret.cut(row), palette::ORANGE);
         }
-        for (number, (code, value)) in self.last.iter().flatten().take(2).enumerate() {
+        for (number, (code, value)) in self.last.iter().flatten().enumerate() {
             let row = line(layout, area, 1 + number as i32);
             let action = ["up", "down", "repeats"][(*value as usize).min(2)];
             let name = match (keys::name(*code), keys::character(*code, false)) {

@@ -100,10 +100,8 @@ impl Screen {
                 let pixels = canvas.memory().words_mut();
                 for area in areas {
                     for y in area.top..area.bottom {
-                        for x in area.left..area.right {
-                            let index = y as usize * stride + x as usize;
-                            memory.write32(index as u64 * 4, pixels[index]);
-                        }
+                        let start = y as usize * stride + area.left as usize;
+                        memory.copy_words(start as u64 * 4, &pixels[start..start + area.width() as usize]);
                     }
                 }
                 Ok(())

@@ -20,8 +20,6 @@ pub mod select {
 
 /// Event types, as in Linux's input-event-codes.h.
 pub mod event {
-    /// End of a group of events.
-    pub const SYN: u16 = 0;
     /// Key or button.
     pub const KEY: u16 = 1;
     /// Relative axis.

@@ -4,6 +4,7 @@ use crate::crc::Crc32;
 use crate::dma::Dma;
 use crate::drivers::ahci::{self, Controller, Direction, Port, ata};
 use crate::machine::Machine;
+use crate::random::XorShift;
 use crate::report::{Failure, Outcome};
 use crate::text::Text;
 use crate::{ensure, fail, text, time};
@@ -211,7 +212,7 @@ pub fn disk(machine: &Machine, index: usize) -> Outcome {
     if !machine.may_write() {
         return Ok(text!("port {}, '{}', {sectors} sectors, read", port.number, ata_string(&identity, 27, 20)));
     }
-    super::blk::XorShift::new(99).fill(&out);
+    XorShift::new(99).fill(&out);
     let result = run(ata::WRITE_DMA_EXT, out, Direction::Out).and_then(|()| run(ata::READ_DMA_EXT, back, Direction::In));
     run(ata::WRITE_DMA_EXT, saved, Direction::Out)?;
     result?;
