@@ -69,7 +69,7 @@ pub mod size {
     /// The tallest the live picture of the overview gets.
     pub const PICTURE_HEIGHT: f32 = 360.0;
     /// The room that a *Choose…* button takes, with its gap.
-    pub const CHOOSE: f32 = 116.0;
+    pub const CHOOSE: f32 = 122.0;
     /// The room that a *Read only* box takes, with its gap.
     pub const CHECK: f32 = 104.0;
     /// How thick a meter is.
