@@ -91,6 +91,10 @@ fn power_verbs(ui: &mut Ui, view: &mut View<'_>, machine: &Machine, backwards: b
     let hold = if machine.state == State::Paused { Command::Resume } else { Command::Pause };
     let verbs: [(Command, Tone); 3] = match machine.state {
         State::Paused => [(first, Tone::Info), (Command::ShutDown, Tone::Info), (hold, Tone::Good)],
+        // What can't be used does not stand out.
+        _ if first.refusal(view.model, view.state).is_some() => {
+            [(first, Tone::Info), (Command::ShutDown, Tone::Info), (hold, Tone::Info)]
+        }
         _ => [(first, Tone::Good), (Command::ShutDown, Tone::Info), (hold, Tone::Info)],
     };
     if backwards {
