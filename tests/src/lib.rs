@@ -5,6 +5,7 @@ pub mod desktop;
 pub mod guest;
 pub mod initramfs;
 pub mod kvm;
+pub mod machine;
 pub mod media;
 pub mod nested;
 pub mod process;

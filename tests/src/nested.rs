@@ -80,6 +80,15 @@ impl Host {
         Ok(Self { exchange, next: AtomicU32::new(1), machine })
     }
 
+    /// A folder for scripts on a file system of the host's own, where locks, sockets and direct I/O work as everywhere.
+    /// It is not visible outside of a nested host, and may not exist yet.
+    pub fn scratch(&self) -> PathBuf {
+        match self.machine {
+            Some(_) => PathBuf::from("/tmp/scratch"),
+            None => self.exchange.join("scratch"),
+        }
+    }
+
     /// Runs a script of bash to its end, which must come within `limit`.
     pub fn run(&self, name: &str, script: &str, limit: Duration) -> Result<Output> {
         self.spawn(name, script, limit)?.wait()

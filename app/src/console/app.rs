@@ -184,6 +184,7 @@ impl App {
         self.set_captured(false);
         self.input.lose_focus();
         self.model.dialog = None;
+        self.grab.forget();
         self.window = None;
         self.at = None;
         self.focused = false;
@@ -263,7 +264,10 @@ impl App {
                     }
                 }
             }
-            VmEvent::GuestReset => self.offered = None,
+            VmEvent::GuestReset => {
+                self.offered = None;
+                self.offer_soon();
+            }
             VmEvent::Ejected { drive } => {
                 if let Some(medium) = self.model.drives.get_mut(drive)
                     && medium.take().is_some()
@@ -668,8 +672,7 @@ impl App {
             }
             Err(e) if window.renderer == Renderer::Pixels => {
                 eprintln!("orangery: {e}; going on with OpenGL");
-                self.window = None;
-                self.hold = None;
+                self.close_window();
                 self.open(event_loop, Some(Renderer::Glow));
             }
             Err(e) => self.fail(event_loop, e),
@@ -798,6 +801,11 @@ impl ApplicationHandler<Wakeup> for App {
             DeviceEvent::Button { button: 4..=7, state } => self.wheel_released = state == ElementState::Released,
             _ => {}
         }
+    }
+
+    fn exiting(&mut self, _event_loop: &ActiveEventLoop) {
+        // Everything that hangs on the connection to the display goes before it.
+        self.close_window();
     }
 
     fn about_to_wait(&mut self, event_loop: &ActiveEventLoop) {

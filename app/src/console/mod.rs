@@ -11,6 +11,8 @@ mod input;
 mod keys;
 mod look;
 mod overlay;
+#[cfg(test)]
+mod overlay_tests;
 mod pace;
 mod pointer;
 pub mod screenshot;

@@ -9,9 +9,9 @@ pub mod tokens;
 mod widgets;
 
 pub use state::Shape;
-pub use style::{Appearance, glyph, icon_font, install, set_appearance};
+pub use style::{Appearance, install, set_appearance};
 pub use tokens::{Tokens, size, time};
-pub use widgets::{Note, Tone, UiExt, focus_ring, slider_style, text_edit};
+pub use widgets::{Amount, Note, Tone, UiExt, focus_ring, text_edit};
 
 /// The tokens of the theme that `visuals` belong to.
 pub fn tokens(visuals: &egui::Visuals) -> &'static Tokens {

@@ -46,22 +46,6 @@ pub(super) fn semibold() -> FontFamily {
     FontFamily::Name("semibold".into())
 }
 
-/// The family of the icons. Apart, because Inter has letters of its own in the icons' code points, and the icon font has
-/// letters.
-fn icons() -> FontFamily {
-    FontFamily::Name("icons".into())
-}
-
-/// An icon as text, in the size of the text around it.
-pub fn glyph(icon: &str) -> egui::RichText {
-    egui::RichText::new(icon).family(icons())
-}
-
-/// The icons' font.
-pub fn icon_font(size: f32) -> FontId {
-    FontId::new(size, icons())
-}
-
 fn fonts() -> FontDefinitions {
     let mut fonts = FontDefinitions::default();
     for (name, bytes) in
@@ -71,12 +55,14 @@ fn fonts() -> FontDefinitions {
     }
     let phosphor = egui_phosphor::Variant::Regular.font_data();
     fonts.font_data.insert("phosphor".into(), Arc::new(phosphor));
-    // Behind Inter come egui's own fonts, for what Inter has not.
+    // Behind Inter come the icons, in the private use area that our Inter leaves empty, then egui's own fonts.
     let rest = fonts.families.get(&FontFamily::Proportional).cloned().unwrap_or_default();
-    let family = |first: &str| [first.to_string()].into_iter().chain(rest.clone()).collect::<Vec<_>>();
+    let family = |first: &str| {
+        let own = [first.to_string(), "phosphor".to_string()];
+        own.into_iter().chain(rest.iter().cloned()).collect::<Vec<_>>()
+    };
     fonts.families.insert(FontFamily::Proportional, family("inter"));
     fonts.families.insert(semibold(), family("inter-semibold"));
-    fonts.families.insert(icons(), vec!["phosphor".into()]);
     fonts
 }
 

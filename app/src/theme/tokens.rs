@@ -20,6 +20,8 @@ pub mod size {
     pub const RADIUS_LARGE: u8 = 10;
     /// The height of a button or field.
     pub const CONTROL: f32 = 30.0;
+    /// The height of a tab.
+    pub const TAB: f32 = 34.0;
     /// Small print.
     pub const TEXT_SMALL: f32 = 12.0;
     /// Body text.
@@ -48,6 +50,8 @@ pub mod size {
     pub const LABEL: f32 = 112.0;
     /// The widest a text field gets.
     pub const FIELD: f32 = 420.0;
+    /// A text field does not share its line when that would make it narrower than this.
+    pub const FIELD_MIN: f32 = 150.0;
     /// A slider's rail.
     pub const SLIDER: f32 = 220.0;
     /// A slider's height; its handle is four fifths of it.
@@ -156,6 +160,8 @@ pub struct Tokens {
     pub screen: Color32,
     /// On a guest's screen that shows nothing.
     pub on_screen: Color32,
+    /// The sign on a small picture that shows nothing.
+    pub screen_off: Color32,
     /// Over the window, behind a dialog.
     pub backdrop: Color32,
     /// Under menus and dialogs.
@@ -179,7 +185,7 @@ pub static DARK: Tokens = Tokens {
     border: rgb(0x33353a),
     border_strong: rgb(0x50535a),
     text: rgb(0xececee),
-    text_muted: rgb(0xa6a8ae),
+    text_muted: rgb(0xabadb3),
     accent: rgb(0xf08c2e),
     accent_hover: rgb(0xffa04a),
     on_accent: rgb(0x1d1206),
@@ -188,13 +194,14 @@ pub static DARK: Tokens = Tokens {
     running: rgb(0x57c785),
     paused: rgb(0xf2c14e),
     suspended: rgb(0x90a9c4),
-    stopped: rgb(0x9a9ca3),
+    stopped: rgb(0xa8aab1),
     error: rgb(0xff7b72),
     error_surface: rgb(0x3a2022),
     warning_surface: rgb(0x362d18),
     info_surface: rgb(0x1f2d28),
     screen: rgb(0x0b0c0d),
     on_screen: rgb(0x8d9096),
+    screen_off: rgb(0x4a4d52),
     backdrop: Color32::from_rgba_premultiplied(0, 0, 0, 120),
     shadow: Color32::from_rgba_premultiplied(0, 0, 0, 110),
 };
@@ -218,16 +225,17 @@ pub static LIGHT: Tokens = Tokens {
     on_accent: rgb(0xffffff),
     accent_text: rgb(0xa34a06),
     selection: rgb(0xf8dfc4),
-    running: rgb(0x19753f),
-    paused: rgb(0x8a6100),
-    suspended: rgb(0x486584),
-    stopped: rgb(0x686a71),
-    error: rgb(0xb3261e),
+    running: rgb(0x176b39),
+    paused: rgb(0x815a00),
+    suspended: rgb(0x3f5a77),
+    stopped: rgb(0x5d5f66),
+    error: rgb(0xa8201a),
     error_surface: rgb(0xfdeceb),
     warning_surface: rgb(0xfdf3dc),
     info_surface: rgb(0xe6f4ec),
     screen: rgb(0x1b1c1e),
     on_screen: rgb(0xa2a5ab),
+    screen_off: rgb(0x5c5f65),
     backdrop: Color32::from_rgba_premultiplied(0, 0, 0, 90),
     shadow: Color32::from_rgba_premultiplied(0, 0, 0, 36),
 };

@@ -7,7 +7,7 @@ use egui::{
 };
 
 use super::state::Shape;
-use super::style::{glyph, icon_font, semibold};
+use super::style::semibold;
 use super::tokens::{Tokens, size};
 use super::{icon, time, tokens};
 
@@ -102,17 +102,56 @@ pub fn text_edit(text: &mut dyn egui::TextBuffer) -> egui::TextEdit<'_> {
     egui::TextEdit::singleline(text).margin(Margin::symmetric(size::GAP as i8, 6)).vertical_align(Align::Center)
 }
 
-/// The room for a slider and its number in what `ui` has left, less what stands `beside` it; and their look.
-pub fn slider_style(ui: &mut Ui, beside: f32) {
-    let t = ui.tokens();
-    let room = ui.available_width() - size::NUMBER - beside - 2.0 * size::GAP;
-    let spacing = ui.spacing_mut();
-    spacing.slider_width = room.clamp(60.0, size::SLIDER);
-    // The handle's size follows the height.
-    spacing.interact_size = vec2(size::NUMBER, size::SLIDER_HEIGHT);
-    let visuals = ui.visuals_mut();
-    visuals.selection.bg_fill = t.accent;
-    visuals.widgets.inactive.bg_fill = t.button;
+/// An amount: a slider over what makes sense here, and a number that takes anything.
+pub struct Amount<'a> {
+    /// What it is called.
+    pub name: &'a str,
+    /// What the slider reaches.
+    pub range: std::ops::RangeInclusive<f64>,
+    /// One step of the slider.
+    pub step: f64,
+    /// Each part of the slider doubles the value, rather than adding to it.
+    pub logarithmic: bool,
+    /// Writes the number.
+    pub format: fn(f64) -> String,
+    /// Reads it as a person types it.
+    pub parse: fn(&str) -> Option<f64>,
+    /// What stands at its right, points.
+    pub beside: f32,
+}
+
+impl Amount<'_> {
+    /// Draws it, and says whether `value` was changed. `label` is the id of its label.
+    pub fn show(self, ui: &mut Ui, label: Id, value: &mut f64) -> bool {
+        let t = ui.tokens();
+        let before = *value;
+        let enabled = ui.is_enabled();
+        let room = ui.available_width() - size::NUMBER - self.beside - 2.0 * size::GAP;
+        let slider = egui::Slider::new(value, self.range)
+            .logarithmic(self.logarithmic)
+            .step_by(self.step)
+            .clamping(egui::SliderClamping::Never)
+            .show_value(false);
+        let slider = ui.scope(|ui| {
+            let spacing = ui.spacing_mut();
+            spacing.slider_width = room.clamp(60.0, size::SLIDER);
+            // The handle's size follows the height.
+            spacing.interact_size.y = size::SLIDER_HEIGHT;
+            ui.visuals_mut().selection.bg_fill = t.accent;
+            ui.add(slider).labelled_by(label)
+        });
+        let shown = *value;
+        slider.inner.widget_info(|| WidgetInfo::slider(enabled, shown, self.name));
+        ui.spacing_mut().interact_size.x = size::NUMBER;
+        let number = egui::DragValue::new(value)
+            .speed(self.step / 8.0)
+            .custom_formatter(|value, _| (self.format)(value))
+            .custom_parser(self.parse);
+        let number = ui.add(number);
+        let shown = *value;
+        number.widget_info(|| WidgetInfo::slider(enabled, shown, format!("{}, as a number", self.name)));
+        *value != before
+    }
 }
 
 /// Gives a response the name that a screen reader says and a test finds.
@@ -155,55 +194,55 @@ impl UiExt for Ui {
 
     fn tool_button(&mut self, tone: Tone, icon: &str, label: &str, reason: Option<&str>) -> Response {
         let t = self.tokens();
-        self.scope(|ui| {
-            let widgets = &mut ui.visuals_mut().widgets;
-            if tone == Tone::Good {
-                for (widget, fill) in [
-                    (&mut widgets.inactive, t.accent),
-                    (&mut widgets.hovered, t.accent_hover),
-                    (&mut widgets.active, t.accent_hover),
-                ] {
-                    widget.weak_bg_fill = fill;
-                    widget.fg_stroke.color = t.on_accent;
-                    widget.bg_stroke.color = fill;
-                }
-                widgets.active.bg_stroke.color = t.text;
+        // Not in a scope of its own, which a line that wraps could not move to the next line.
+        let before = std::sync::Arc::clone(self.style());
+        let widgets = &mut self.visuals_mut().widgets;
+        if tone == Tone::Good {
+            for (widget, fill) in [
+                (&mut widgets.inactive, t.accent),
+                (&mut widgets.hovered, t.accent_hover),
+                (&mut widgets.active, t.accent_hover),
+            ] {
+                widget.weak_bg_fill = fill;
+                widget.fg_stroke.color = t.on_accent;
+                widget.bg_stroke.color = fill;
             }
-            if tone == Tone::Error {
-                for widget in [&mut widgets.inactive, &mut widgets.hovered, &mut widgets.active] {
-                    widget.fg_stroke.color = t.error;
-                }
+            widgets.active.bg_stroke.color = t.text;
+        }
+        if tone == Tone::Error {
+            for widget in [&mut widgets.inactive, &mut widgets.hovered, &mut widgets.active] {
+                widget.fg_stroke.color = t.error;
             }
-            let button = if icon.is_empty() { Button::new(label) } else { Button::new((glyph(icon), label)) };
-            let response = ui.add_enabled(reason.is_none(), button.min_size(vec2(0.0, size::CONTROL)));
-            name(&response, WidgetType::Button, reason.is_none(), label);
-            match reason {
-                Some(reason) => response.on_disabled_hover_text(reason),
-                None => response,
-            }
-        })
-        .inner
+        }
+        let button = if icon.is_empty() { Button::new(label) } else { Button::new((icon, label)) };
+        let response = self.add_enabled(reason.is_none(), button.min_size(vec2(0.0, size::CONTROL)));
+        self.set_style(before);
+        name(&response, WidgetType::Button, reason.is_none(), label);
+        match reason {
+            Some(reason) => response.on_disabled_hover_text(reason),
+            None => response,
+        }
     }
 
     fn icon_button(&mut self, icon: &str, label: &str) -> Response {
-        let button = Button::new(glyph(icon)).frame_when_inactive(false).min_size(vec2(size::CONTROL, size::CONTROL));
-        let response = self.scope(|ui| {
-            ui.spacing_mut().button_padding = vec2(size::GAP_SMALL, size::GAP_SMALL);
-            ui.add(button)
-        });
-        name(&response.inner, WidgetType::Button, true, label);
-        response.inner.on_hover_text(label)
+        let before = std::sync::Arc::clone(self.style());
+        self.spacing_mut().button_padding = vec2(size::GAP_SMALL, size::GAP_SMALL);
+        let button = Button::new(icon).frame_when_inactive(false).min_size(vec2(size::CONTROL, size::CONTROL));
+        let response = self.add(button);
+        self.set_style(before);
+        name(&response, WidgetType::Button, true, label);
+        response.on_hover_text(label)
     }
 
     fn wide_button(&mut self, icon: &str, label: &str, text: &str) -> Response {
-        let button = Button::new((glyph(icon), label)).min_size(vec2(self.available_width(), size::CONTROL));
+        let button = Button::new((icon, label)).min_size(vec2(self.available_width(), size::CONTROL));
         let response = self.add(button);
         name(&response, WidgetType::Button, true, text);
         response.on_hover_text(text)
     }
 
     fn menu_item(&mut self, icon: &str, label: &str, key: &str, reason: Option<&str>) -> Response {
-        let button = Button::new((glyph(icon), label)).shortcut_text(key).min_size(vec2(size::MENU, 0.0));
+        let button = Button::new((icon, label)).shortcut_text(key).min_size(vec2(size::MENU, 0.0));
         let response = self.add_enabled(reason.is_none(), button);
         name(&response, WidgetType::Button, reason.is_none(), label);
         match reason {
@@ -216,6 +255,10 @@ impl UiExt for Ui {
         let t = self.tokens();
         let corners = CornerRadius::same(radius);
         self.painter().rect_filled(rect, corners, t.screen);
+        if texture.is_none() {
+            let font = FontId::proportional(rect.height() * 0.5);
+            self.painter().text(rect.center(), egui::Align2::CENTER_CENTER, icon::MONITOR, font, t.screen_off);
+        }
         if let Some(texture) = texture {
             let own = texture.size_vec2();
             let scale = (rect.width() / own.x.max(1.0)).min(rect.height() / own.y.max(1.0));
@@ -232,9 +275,11 @@ impl UiExt for Ui {
         response.widget_info(|| WidgetInfo::labeled(WidgetType::ProgressIndicator, true, label));
         let corners = CornerRadius::same(size::METER as u8 / 2);
         self.painter().rect_filled(rect, corners, t.border);
-        let mut full = rect;
-        full.set_width((rect.width() * used.clamp(0.0, 1.0)).max(size::METER));
-        self.painter().rect_filled(full, corners, t.accent);
+        if used > 0.0 {
+            let mut full = rect;
+            full.set_width((rect.width() * used.min(1.0)).max(size::METER));
+            self.painter().rect_filled(full, corners, t.accent);
+        }
     }
 
     fn tab(&mut self, selected: bool, label: &str) -> Response {
@@ -242,16 +287,17 @@ impl UiExt for Ui {
         let font = FontId::new(size::TEXT, if selected { semibold() } else { egui::FontFamily::Proportional });
         let color = if selected { t.accent_text } else { t.text_muted };
         let galley = self.painter().layout_no_wrap(label.to_string(), font, color);
-        let (rect, response) = self.allocate_exact_size(vec2(galley.size().x + 2.0 * size::GAP, 34.0), Sense::click());
+        let (rect, response) = self.allocate_exact_size(vec2(galley.size().x, size::TAB), Sense::click());
         response.widget_info(|| WidgetInfo::selected(WidgetType::SelectableLabel, true, selected, label));
         let at = rect.center() - galley.size() / 2.0;
         if response.hovered() && !selected {
-            self.painter().rect_filled(rect.shrink(2.0), CornerRadius::same(size::RADIUS), t.surface_hover);
+            let around = rect.expand2(vec2(size::GAP, -2.0));
+            self.painter().rect_filled(around, CornerRadius::same(size::RADIUS), t.surface_hover);
         }
         self.painter().galley(at, galley, color);
         if selected {
             let line = Stroke::new(size::RING, t.accent);
-            self.painter().hline(rect.x_range().shrink(size::GAP), rect.bottom() - 1.0, line);
+            self.painter().hline(rect.x_range(), rect.bottom() - 1.0, line);
         }
         focus_ring(self, &response, size::RADIUS);
         response
@@ -270,7 +316,7 @@ impl UiExt for Ui {
         let wide = card.x > card.y * 1.5;
         let layout = if wide { Layout::left_to_right(Align::Center) } else { Layout::top_down(Align::Center) };
         let mut ui = self.new_child(UiBuilder::new().max_rect(inner).layout(layout));
-        let icon = Label::new(glyph(icon).size(size::ICON_HERO).color(t.accent_text));
+        let icon = Label::new(RichText::new(icon).size(size::ICON_HERO).color(t.accent_text));
         let words = |ui: &mut Ui| {
             ui.label(RichText::new(title).font(FontId::new(size::TEXT_SECTION, semibold())));
             ui.add(Label::new(RichText::new(text).color(t.text_muted)).wrap());
@@ -293,7 +339,8 @@ impl UiExt for Ui {
     }
 
     fn state_sign(&mut self, shape: Shape, color: Color32, word: &str) -> Response {
-        self.horizontal(|ui| {
+        let line = vec2(self.available_width(), size::TEXT);
+        self.allocate_ui_with_layout(line, Layout::left_to_right(Align::Center), |ui| {
             ui.spacing_mut().item_spacing.x = 6.0;
             let (rect, _) = ui.allocate_exact_size(vec2(12.0, 12.0), Sense::hover());
             shape.paint(ui.painter(), rect, color, ui.input(|i| i.time));
@@ -335,7 +382,7 @@ impl UiExt for Ui {
             .show(self, |ui| {
                 ui.set_width(ui.available_width());
                 ui.with_layout(Layout::left_to_right(Align::TOP), |ui| {
-                    ui.label(glyph(sign).size(20.0).color(color));
+                    ui.label(RichText::new(sign).size(20.0).color(color));
                     ui.vertical(|ui| {
                         ui.spacing_mut().item_spacing.y = size::GAP_SMALL;
                         ui.add(Label::new(RichText::new(title).font(FontId::new(size::TEXT, semibold()))).wrap());
@@ -357,7 +404,7 @@ impl UiExt for Ui {
         let control = |ui: &mut Ui, id: Id| {
             ui.spacing_mut().item_spacing.y = size::GAP_SMALL;
             let inner = ui
-                .horizontal(|ui| {
+                .horizontal_wrapped(|ui| {
                     ui.set_min_height(size::CONTROL);
                     add(ui, id)
                 })
@@ -365,7 +412,7 @@ impl UiExt for Ui {
             if let Some(error) = note.error {
                 let mut job = LayoutJob::default();
                 let font = FontId::new(size::TEXT_SMALL, egui::FontFamily::Proportional);
-                job.append(icon::ERROR, 0.0, TextFormat::simple(icon_font(size::TEXT_SMALL), t.error));
+                job.append(icon::ERROR, 0.0, TextFormat::simple(FontId::proportional(size::TEXT_SMALL), t.error));
                 job.append(error, size::GAP_SMALL, TextFormat::simple(font, t.error));
                 let response = ui.add(Label::new(job).wrap());
                 response.widget_info(|| WidgetInfo::labeled(WidgetType::Label, true, error));
@@ -410,7 +457,7 @@ impl UiExt for Ui {
         let mut open = self.data(|data| data.get_temp::<bool>(id)).unwrap_or(false);
         let sign = if open { icon::UNFOLDED } else { icon::FOLDED };
         let text = RichText::new(label).font(FontId::new(size::TEXT, semibold()));
-        let response = self.add(Button::new((glyph(sign).color(t.text_muted), text)).frame_when_inactive(false));
+        let response = self.add(Button::new((RichText::new(sign).color(t.text_muted), text)).frame_when_inactive(false));
         response.widget_info(|| {
             let mut info = WidgetInfo::labeled(WidgetType::CollapsingHeader, true, label);
             info.selected = Some(open);
@@ -448,7 +495,7 @@ impl UiExt for Ui {
         let t = self.tokens();
         let (rect, response) = self.allocate_exact_size(size, Sense::click());
         self.painter().rect_filled(rect, CornerRadius::same(size::RADIUS_LARGE), t.screen);
-        let font = icon_font(size::ICON_HERO);
+        let font = FontId::proportional(size::ICON_HERO);
         let lift = vec2(0.0, 14.0);
         self.painter().text(rect.center() - lift, egui::Align2::CENTER_CENTER, icon, font, t.on_screen);
         let font = FontId::proportional(size::TEXT);

@@ -1,2 +1,167 @@
-//! bench
-pub fn run(_m: &crate::machine::Machine, _n: &str, _s: &mut crate::report::Summary) {}
+//! Benchmarks: what a driver sees of a device's speed. One line each, `bench NAME: VALUE UNIT`.
+
+use crate::dma::Dma;
+use crate::drivers::blk::{Disk, MAX_DEPTH, SECTOR, request, status};
+use crate::drivers::lapic;
+use crate::drivers::gpu::{FORMAT_BGRX, Gpu, Rect};
+use crate::drivers::virtio::{PATIENCE_MICROS, feature, kind};
+use crate::machine::Machine;
+use crate::random::XorShift;
+use crate::report::{Failure, Outcome, Summary};
+use crate::trap::VECTOR_TIMER;
+use crate::{cpu, dma, ensure, println, text, time, trap};
+
+/// A benchmark.
+type Bench = fn(&Machine) -> Outcome;
+
+const BENCHES: &[(&str, Bench)] = &[
+    ("exits", exits),
+    ("blk-seq-read", |machine| disk(machine, request::IN, Pattern::Sequential)),
+    ("blk-seq-write", |machine| disk(machine, request::OUT, Pattern::Sequential)),
+    ("blk-rand-read", |machine| disk(machine, request::IN, Pattern::Random)),
+    ("blk-rand-write", |machine| disk(machine, request::OUT, Pattern::Random)),
+    ("gpu-1080p", full_frames),
+];
+
+/// How long each measurement takes.
+const DURATION_MICROS: u64 = 2_000_000;
+/// How often the CPU wakes at least.
+const WAKE_MILLIS: u64 = 100;
+/// A port that every PC has and nobody reads: POST codes.
+const POST_PORT: u16 = 0x80;
+
+/// Runs the benchmarks named in a comma-separated list, or `all`.
+pub fn run(machine: &Machine, names: &str, summary: &mut Summary) {
+    for name in names.split(',').filter(|name| *name != "all" && BENCHES.iter().all(|(known, _)| known != name)) {
+        println!("probe: no benchmark is called {name}");
+    }
+    // Waiting is done asleep: the timer wakes the CPU for a look at the clock should a device never interrupt.
+    let period = lapic::timer_khz(5_000) * WAKE_MILLIS;
+    lapic::start_timer(VECTOR_TIMER, period.min(u64::from(u32::MAX)) as u32, true);
+    for (name, bench) in BENCHES {
+        if names.split(',').any(|wanted| wanted == "all" || wanted == *name) {
+            let mark = dma::mark();
+            let outcome = bench(machine);
+            dma::release(mark);
+            summary.bench(name, &outcome);
+        }
+    }
+    lapic::stop_timer();
+}
+
+/// Writes to a port, each of which leaves the guest.
+fn exits(_: &Machine) -> Outcome {
+    let start = time::micros();
+    let mut count = 0u64;
+    while time::micros() - start < DURATION_MICROS {
+        (0..64).for_each(|_| cpu::outb(POST_PORT, 0));
+        count += 64;
+    }
+    let passed = time::micros() - start;
+    Ok(text!("{} exits/s", count * 1_000_000 / passed))
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pattern {
+    /// 1 MiB at a time, four in flight.
+    Sequential,
+    /// 4 KiB at a time, 32 in flight.
+    Random,
+}
+
+/// Reads or writes the first disk for a while. Writing destroys what is on it.
+fn disk(machine: &Machine, kind: u32, pattern: Pattern) -> Outcome {
+    let function = machine.pci.virtio(kind::BLOCK).next().ok_or(Failure::Absent)?;
+    let mut disk = Disk::open(function, feature::EVENT_INDEX)?;
+    ensure!(kind == request::IN || !disk.read_only(), "the disk is read-only");
+    let (bytes, depth) = match pattern {
+        Pattern::Sequential => (1 << 20, 4),
+        Pattern::Random => (4096, MAX_DEPTH),
+    };
+    let blocks = disk.capacity * SECTOR as u64 / bytes as u64;
+    ensure!(blocks > 0, "the disk is smaller than {bytes} bytes");
+    let buffers = Dma::new(bytes * depth);
+    let mut random = XorShift::new(0x5eed);
+    random.fill(&buffers);
+    let mut next = 0;
+    let mut slots = [0u16; 256];
+    let mut submit = |disk: &mut Disk, slot: usize, slots: &mut [u16; 256]| {
+        let block = match pattern {
+            Pattern::Sequential => next % blocks,
+            Pattern::Random => random.next() % blocks,
+        };
+        next += 1;
+        let sector = block * (bytes / SECTOR) as u64;
+        let head = disk.submit(slot, kind, sector, &buffers.part(slot * bytes, bytes));
+        slots[usize::from(head)] = slot as u16;
+    };
+    let start = time::micros();
+    (0..depth).for_each(|slot| submit(&mut disk, slot, &mut slots));
+    disk.queue.notify();
+    let (mut done, mut pending) = (0u64, depth);
+    let mut last = start;
+    while pending > 0 {
+        let seen = trap::total();
+        let mut refilled = false;
+        while let Some((head, _)) = disk.queue.pop() {
+            let slot = usize::from(slots[usize::from(head)]);
+            ensure!(disk.slot_status(slot) == status::OK, "a request ended with status {}", disk.slot_status(slot));
+            done += 1;
+            pending -= 1;
+            last = time::micros();
+            if last - start < DURATION_MICROS {
+                submit(&mut disk, slot, &mut slots);
+                pending += 1;
+                refilled = true;
+            }
+        }
+        if refilled {
+            disk.queue.notify();
+        } else if pending > 0 {
+            ensure!(time::micros() - last < PATIENCE_MICROS, "{pending} requests have no answer");
+            // As a real driver does: asleep until the device interrupts.
+            if disk.queue.vector != 0 {
+                cpu::idle(seen);
+            }
+        }
+    }
+    let passed = (last - start).max(1);
+    disk.device.reset()?;
+    let total = done * bytes as u64;
+    Ok(match pattern {
+        Pattern::Sequential => text!("{} MB/s", total / passed),
+        Pattern::Random => text!("{} IOPS", done * 1_000_000 / passed),
+    })
+}
+
+/// Whole frames of 1920x1080: transferred and flushed, one after another.
+fn full_frames(machine: &Machine) -> Outcome {
+    const WIDTH: u32 = 1920;
+    const HEIGHT: u32 = 1080;
+    const RESOURCE: u32 = 1;
+    let function = machine.pci.virtio(kind::GPU).next().ok_or(Failure::Absent)?;
+    let mut gpu = Gpu::open(function)?;
+    let memory = Dma::new((WIDTH * HEIGHT * 4) as usize);
+    let whole = Rect::of_size(WIDTH, HEIGHT);
+    gpu.create(RESOURCE, FORMAT_BGRX, WIDTH, HEIGHT, &memory, 16)?;
+    gpu.set_scanout(whole, RESOURCE)?;
+    let interrupts = gpu.vector() != 0;
+    let start = time::micros();
+    let mut frames = 0u32;
+    while time::micros() - start < DURATION_MICROS {
+        // Something new in each: a moving bar.
+        let line = frames * 8 % HEIGHT;
+        memory.words_mut()[(line * WIDTH) as usize..][..(8 * WIDTH).min((HEIGHT - line) * WIDTH) as usize].fill(frames << 3 | 0xff00);
+        gpu.update_all(RESOURCE, WIDTH, core::iter::once(whole), |seen| {
+            if interrupts {
+                cpu::idle(seen);
+            }
+        })?;
+        frames += 1;
+    }
+    let passed = time::micros() - start;
+    gpu.set_scanout(Rect::default(), 0)?;
+    gpu.destroy(RESOURCE)?;
+    gpu.device.reset()?;
+    Ok(text!("{} frames/s", u64::from(frames) * 1_000_000 / passed))
+}

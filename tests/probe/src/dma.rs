@@ -172,6 +172,13 @@ impl Mmio {
         self.length
     }
 
+    /// Copies words into memory behind the window: frame buffers, not registers.
+    pub fn copy_words(&self, offset: u64, words: &[u32]) {
+        assert!(offset + size_of_val(words) as u64 <= self.length, "a copy outside of its window");
+        // SAFETY: inside the window.
+        unsafe { ptr::copy_nonoverlapping(words.as_ptr(), (self.address + offset) as *mut u32, words.len()) };
+    }
+
     register!(read8, write8, u8);
     register!(read16, write16, u16);
     register!(read32, write32, u32);

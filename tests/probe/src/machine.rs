@@ -26,6 +26,11 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// Whether tests may write to disks, be it to put back what was there: not in the demo, whose disks are a person's.
+    pub fn may_write(&self) -> bool {
+        !self.words.has("demo") || self.words.value("blkscratch").is_some()
+    }
+
     /// Reads the loader's handover and looks around.
     pub fn discover(start_info: u32) -> Machine {
         let Handover { rsdp, mut map, words } = Handover::read(start_info);

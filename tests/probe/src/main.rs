@@ -17,6 +17,7 @@ mod drivers;
 mod machine;
 mod memory;
 mod power;
+mod random;
 mod report;
 mod smp;
 mod tests;
@@ -36,16 +37,17 @@ extern "C" fn probe_main(start_info: u32) -> ! {
     memory::map_low();
     let machine = Machine::discover(start_info);
     let words = machine.words;
-    let mut summary = report::Summary::default();
-    if let Some(names) = words.value("test") {
+    let mut summary = report::Summary::new();
+    let demo = words.has("demo");
+    if let Some(names) = words.value("test").or(demo.then_some(tests::DEMO)) {
         tests::run(&machine, names, &mut summary);
     }
     if let Some(names) = words.value("bench") {
         bench::run(&machine, names, &mut summary);
     }
     println!("probe: done {summary}");
-    if words.has("demo") {
-        demo::run(&machine);
+    if demo {
+        demo::run(&machine, &summary);
     }
     match words.value("then") {
         Some("reboot") => power::reset(),

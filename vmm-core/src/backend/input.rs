@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -96,6 +96,7 @@ struct PortShared {
     ring: Mutex<VecDeque<InputEvent>>,
     ready: EventFd,
     claimed: AtomicBool,
+    leds: AtomicU8,
 }
 
 impl InputPort {
@@ -106,6 +107,7 @@ impl InputPort {
                 ring: Mutex::default(),
                 ready: EventFd::new(EFD_NONBLOCK)?,
                 claimed: AtomicBool::new(false),
+                leds: AtomicU8::new(0),
             }),
         })
     }
@@ -155,6 +157,16 @@ impl InputPort {
     pub fn claim(&self, claimed: bool) {
         self.shared.claimed.store(claimed, Ordering::Release);
         let _ = self.shared.ready.write(1);
+    }
+
+    /// The guest switched the keyboard's lights: bit 0 num lock, bit 1 caps lock, bit 2 scroll lock.
+    pub fn set_leds(&self, leds: u8) {
+        self.shared.leds.store(leds, Ordering::Release);
+    }
+
+    /// The keyboard's lights, as [`InputPort::set_leds`] has them.
+    pub fn leds(&self) -> u8 {
+        self.shared.leds.load(Ordering::Acquire)
     }
 
     /// Whether the virtio driver has it. For the pointer: whether the guest takes absolute positions.

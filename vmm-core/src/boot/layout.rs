@@ -17,10 +17,6 @@ pub const IO_BARS: u16 = 0xc000;
 pub const PM_BASE: u16 = 0x600;
 /// Firmware's copy of itself below 1 MiB.
 pub const BIOS_SHADOW: u64 = 0xe_0000;
-/// The window of the legacy VGA frame buffer.
-pub const VGA_WINDOW: u64 = 0xa_0000;
-/// Its length.
-pub const VGA_WINDOW_LEN: u64 = 0x2_0000;
 /// The first address of extended memory.
 pub const ONE_MIB: u64 = 0x10_0000;
 

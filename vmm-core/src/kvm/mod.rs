@@ -24,6 +24,10 @@ use crate::hw::{Doorbells, IrqLine, MemorySlots, MsiRoute, MsiSink, SharedRegion
 pub const RESERVED_START: u64 = 0xfeff_c000;
 /// See [`RESERVED_START`].
 pub const RESERVED_LEN: u64 = 0x4000;
+/// The window of the legacy VGA frame buffer, where there is no RAM.
+pub const VGA_WINDOW: u64 = 0xa_0000;
+/// Its length.
+pub const VGA_WINDOW_LEN: u64 = 0x2_0000;
 
 /// The device file could not be used, or KVM refused something that the machine needs.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +43,14 @@ pub struct KvmError {
 /// Names what a failed call was for.
 pub(crate) fn tried<T, E: Into<io::Error>>(what: &'static str, result: Result<T, E>) -> Result<T, KvmError> {
     result.map_err(|e| KvmError { what, source: e.into() })
+}
+
+/// The parts of a run of RAM outside the VGA's window, which is the VGA's to answer, or to show memory of its own in.
+fn without_vga_window(start: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
+    let (end, window_end) = (start + len, VGA_WINDOW + VGA_WINDOW_LEN);
+    let below = (start, end.min(VGA_WINDOW));
+    let above = (start.max(window_end), end);
+    [below, above].into_iter().filter(|(start, end)| start < end).map(|(start, end)| (start, end - start))
 }
 
 /// A virtual machine of the kernel's: memory slots, interrupt controllers, CPUs.
@@ -63,9 +75,15 @@ impl KvmVm {
         tried("KVM could not create the timer", vm.create_pit2(pit))?;
         let slots = Slots::new(vm.clone());
         for region in memory.regions() {
-            // SAFETY: the region stays mapped as long as `memory`, of which self keeps a clone.
-            let slot = unsafe { slots.add(region.start.0, region.host, region.len, slots::Kind::Ram) };
-            tried("KVM refused the guest's memory", slot)?;
+            for (start, len) in without_vga_window(region.start.0, region.len) {
+                // SAFETY: the part is inside the region, which stays mapped as long as `memory`, of which self keeps a
+                // clone.
+                let slot = unsafe {
+                    let host = region.host.add((start - region.start.0) as usize);
+                    slots.add(start, host, len, slots::Kind::Ram)
+                };
+                tried("KVM refused the guest's memory", slot)?;
+            }
         }
         let irqs = Arc::new(Irqs::new(vm.clone()));
         tried("KVM refused the interrupt routing", irqs.commit())?;
@@ -146,5 +164,18 @@ impl MemorySlots for KvmVm {
 impl MsiSink for KvmVm {
     fn route(&self) -> io::Result<Arc<dyn MsiRoute>> {
         self.irqs.clone().msi_route()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_no_ram_in_the_vga_window() {
+        let parts = |start, len| without_vga_window(start, len).collect::<Vec<_>>();
+        assert_eq!(parts(0, 0x10_0000), [(0, 0xa_0000), (0xc_0000, 0x4_0000)]);
+        assert_eq!(parts(0, 0xb_0000), [(0, 0xa_0000)]);
+        assert_eq!(parts(0x1_0000_0000, 0x1000), [(0x1_0000_0000, 0x1000)]);
     }
 }

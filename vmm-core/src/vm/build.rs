@@ -10,27 +10,43 @@ use super::boot_plan::BootPlan;
 use super::control::Message;
 use super::machine::{Machine, Notice};
 use super::{BuildError, Ports};
+use crate::backend::disk::{OpenOptions, RawDisk};
+use crate::backend::display::Mode;
+use crate::backend::monitor::Monitor;
 use crate::base::{Component, Executor, GuestMemory, WorkerThread};
 use crate::boot::linux::Entry;
-use crate::config::VmConfig;
+use crate::config::{Cache, VmConfig};
 use crate::devices::chipset::{HostBridge, Lpc, Pirq};
-use crate::devices::legacy::{CmosSizes, DebugCon, FwCfg, HostClock, PmBlock, Port92, ResetControl, Rtc, Serial};
+use crate::devices::legacy::{
+    CmosSizes, DebugCon, FwCfg, HostClock, I8042, I8042_PORTS, PmBlock, Port92, ResetControl, Rtc, Serial,
+};
+use crate::devices::vga::Vga;
+use crate::devices::virtio_blk::Blk;
+use crate::devices::virtio_console::Console;
+use crate::devices::virtio_gpu::Gpu;
+use crate::devices::virtio_input::Input;
 use crate::devices::virtio_rng::Rng;
 use crate::hw::{Bus, BusDevice, ProblemSink};
 use crate::kvm::{KvmCpu, KvmError, KvmVm};
 use crate::pci::{PciAddress, PciDevice, PciRoot};
 use crate::vcpu::{Buses, VcpuThread};
-use crate::virtio::{Device, Layout, Role, TransportParts, VirtioPci};
+use crate::virtio::{Device, Face, Layout, Role, TransportParts, VirtioPci};
 
 /// Where each function is on bus 0.
 mod slot {
+    pub const GPU: u8 = 1;
+    pub const KEYBOARD: u8 = 2;
+    pub const TABLET: u8 = 3;
     pub const RNG: u8 = 4;
+    pub const CONSOLE: u8 = 5;
+    pub const DISKS: u8 = 6;
     pub const CHIPSET: u8 = 0x1f;
 }
 
 /// What the control thread needs of single devices.
 pub(super) struct Parts {
     pub power: Arc<PmBlock>,
+    pub monitor: Monitor,
 }
 
 fn host<T>(what: &str, result: io::Result<T>) -> Result<T, BuildError> {
@@ -68,6 +84,9 @@ impl Machine {
         let sizes = CmosSizes { low_ram: memory.low_top(), high_ram: memory.high_size(), cpus: config.cpus as u16 };
         let rtc = Arc::new(host(timers, Rtc::new(sizes, Arc::new(HostClock), kvm.line(8), io.clone()))?);
         let serial = Arc::new(Serial::new("com1", ports.serial, kvm.line(4), io.clone()));
+        let (keys, pointer) = (ports.keyboard.clone(), ports.pointer.clone());
+        let i8042 = I8042::new(keys, pointer, kvm.line(1), kvm.line(12), io.clone());
+        let i8042 = Arc::new(host(timers, i8042)?);
         let reset = Arc::new(ResetControl::new(root.config_ports()));
         let port_92 = Arc::new(Port92::default());
         let bridge = Arc::new(HostBridge::new(buses.memory.clone(), root.ecam()));
@@ -77,7 +96,8 @@ impl Machine {
         let items =
             items.map_err(|e| BuildError::Host { what: "could not describe the machine".into(), source: e.into() })?;
         let fw_cfg = Arc::new(FwCfg::new(memory.clone(), items, maker.problems.clone()));
-        let fixed: [(u64, u64, Arc<dyn BusDevice>); 6] = [
+        let fixed: [(u64, u64, Arc<dyn BusDevice>); 7] = [
+            (0x60, I8042_PORTS, i8042.clone()),
             (0x70, 2, rtc.clone()),
             (0x92, 1, port_92.clone()),
             (0x3f8, 8, serial.clone()),
@@ -91,11 +111,32 @@ impl Machine {
         }
         root.add(PciAddress::new(0, 0), bridge.clone());
         root.add(PciAddress::new(slot::CHIPSET, 0), lpc.clone());
-        let chipset: [Arc<dyn Component>; 8] = [bridge, lpc, power.clone(), rtc, serial, reset, port_92, fw_cfg];
+        let chipset: [Arc<dyn Component>; 9] = [bridge, lpc, power.clone(), rtc, serial, i8042, reset, port_92, fw_cfg];
         maker.components.extend(chipset);
 
         // The devices behind PCI.
-        maker.virtio(slot::RNG, "rng", Rng::default(), Layout::PLAIN)?;
+        let preferred = Mode { width: config.display.width, height: config.display.height };
+        let monitor = host("could not create the monitor", Monitor::new(ports.display, preferred))?;
+        let vga = host("could not create the VGA", Vga::new(kvm.clone(), monitor.clone()))?;
+        let free = vga.attach(&buses.memory, &buses.ports);
+        debug_assert!(free);
+        let refresh = host("could not create the VGA", vga.refresh())?;
+        maker.worker("gpu")?.submit(refresh);
+        maker.virtio_with(slot::GPU, "gpu", Gpu::new(monitor.clone()), Layout::VGA, Some(vga))?;
+        maker.virtio(slot::KEYBOARD, "keyboard", Input::keyboard(ports.keyboard))?;
+        maker.virtio(slot::TABLET, "tablet", Input::tablet(ports.pointer))?;
+        maker.virtio(slot::RNG, "rng", Rng::default())?;
+        maker.virtio(slot::CONSOLE, "console", Console::new(ports.console))?;
+        for (index, disk) in (0u8..).zip(&config.disks) {
+            let name = format!("disk{index}");
+            let options = OpenOptions { readonly: disk.readonly, direct: disk.cache == Cache::Auto };
+            let image = RawDisk::open(&disk.path, options).map_err(|source| BuildError::Host {
+                what: format!("could not open disk {index}"),
+                source: source.into(),
+            })?;
+            let device = Blk::new(Box::new(image), &name);
+            maker.virtio(slot::DISKS + index, &name, device)?;
+        }
 
         let Maker { workers, components, .. } = maker;
         let generation = Arc::new(AtomicU64::new(0));
@@ -117,7 +158,7 @@ impl Machine {
         }
         let fresh_chips = kvm.chips()?;
         let workers = workers.into_values().collect();
-        let parts = Parts { power };
+        let parts = Parts { power, monitor };
         Ok(Machine { cpus, fresh_cpus, fresh_chips, components, parts, boot, root, kvm, generation, _workers: workers })
     }
 }
@@ -136,31 +177,43 @@ struct Maker<'a> {
     pirq: &'a Arc<Pirq>,
     problems: ProblemSink,
     messages: &'a Sender<Message>,
-    workers: HashMap<&'static str, Arc<WorkerThread>>,
+    workers: HashMap<String, Arc<WorkerThread>>,
     components: Vec<Arc<dyn Component>>,
 }
 
 impl Maker<'_> {
     /// The thread of this name, made when first asked for.
-    fn worker(&mut self, name: &'static str) -> Result<Arc<WorkerThread>, BuildError> {
+    fn worker(&mut self, name: &str) -> Result<Arc<WorkerThread>, BuildError> {
         if let Some(worker) = self.workers.get(name) {
             return Ok(worker.clone());
         }
         let messages = Mutex::new(self.messages.clone());
-        let worker = WorkerThread::spawn(name, move || notify(&messages, Notice::Defect(name)));
+        let thread = name.to_string();
+        let worker = WorkerThread::spawn(name, move || notify(&messages, Notice::Defect(thread)));
         let worker = Arc::new(host("could not start a device's thread", worker)?);
-        self.workers.insert(name, worker.clone());
+        self.workers.insert(name.into(), worker.clone());
         Ok(worker)
     }
 
     /// Puts a virtio device in a slot.
-    fn virtio<D: Device>(&mut self, slot: u8, name: &str, device: D, layout: Layout) -> Result<(), BuildError> {
-        let executor: Arc<dyn Executor> = match D::INFO.role {
-            Role::Io => self.worker("io")?,
-            Role::Gpu => self.worker("gpu")?,
-            Role::Net => self.worker("net")?,
-            Role::Disk => self.worker("disk")?,
-        };
+    fn virtio<D: Device>(&mut self, slot: u8, name: &str, device: D) -> Result<(), BuildError> {
+        self.virtio_with(slot, name, device, Layout::PLAIN, None)
+    }
+
+    /// The same, with its registers elsewhere and a second personality.
+    fn virtio_with<D: Device>(
+        &mut self,
+        slot: u8,
+        name: &str,
+        device: D,
+        layout: Layout,
+        face: Option<Arc<dyn Face>>,
+    ) -> Result<(), BuildError> {
+        let executor: Arc<dyn Executor> = self.worker(match D::INFO.role {
+            Role::Io => "io",
+            Role::Gpu => "gpu",
+            Role::Disk | Role::Net => name,
+        })?;
         let parts = TransportParts {
             name: name.into(),
             memory: self.memory.clone(),
@@ -170,7 +223,7 @@ impl Maker<'_> {
             doorbells: self.kvm.clone(),
             problems: self.problems.clone(),
             layout,
-            face: None,
+            face,
         };
         let function = host("could not create a device", VirtioPci::new(device, parts))?;
         self.pci(PciAddress::new(slot, 0), function);

@@ -175,6 +175,10 @@ impl<E: Fn(VmEvent)> Control<'_, E> {
                 self.machine.resume();
                 Ok(())
             }
+            VmCommand::ResizeDisplay { width, height } => {
+                self.machine.resize_display(width, height);
+                Ok(())
+            }
             _ => Err(CommandError("later".into())),
         }
     }
@@ -200,7 +204,7 @@ impl<E: Fn(VmEvent)> Control<'_, E> {
             }
             Notice::Ejected { drive } => (self.events)(VmEvent::Ejected { drive }),
             Notice::Defect(thread) => {
-                self.fail(thread, "a defect in the monitor stopped one of its threads".into());
+                self.fail(&thread, "a defect in the monitor stopped one of its threads".into());
             }
         }
     }

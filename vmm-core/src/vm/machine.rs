@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::boot_plan::BootPlan;
 use super::build::Parts;
+use crate::backend::display::Mode;
 use crate::base::{Component, WorkerThread};
 use crate::boot::BootError;
 use crate::kvm::{ChipState, CpuState, KvmError, KvmVm};
@@ -34,7 +35,7 @@ pub(super) enum Notice {
         drive: usize,
     },
     /// A thread of the machine panicked.
-    Defect(&'static str),
+    Defect(String),
 }
 
 /// Why a reset failed: the machine can't go on.
@@ -120,5 +121,9 @@ impl Machine {
 
     pub(super) fn press_power_button(&self) {
         self.parts.power.press_power_button();
+    }
+
+    pub(super) fn resize_display(&self, width: u32, height: u32) {
+        self.parts.monitor.resize(Mode { width, height });
     }
 }

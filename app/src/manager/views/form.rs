@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use egui::{Id, Slider, SliderClamping, Ui, WidgetInfo, WidgetType};
+use egui::{Id, Ui, WidgetInfo, WidgetType};
 use vmm_core::config::{Boot, ConfigError, DisplayConfig, NetConfig};
 
 use super::View;
 use crate::library::HostLimits;
 use crate::library::size::{human, parse};
 use crate::manager::action::{Action, Purpose};
-use crate::theme::{Note, Tone, UiExt, icon, size, slider_style, text_edit};
+use crate::theme::{Amount, Note, Tone, UiExt, icon, size, text_edit};
 
 /// What is wrong with a field or with a part of it.
 pub fn error_of<'a>(errors: &'a [ConfigError], field: &str) -> Option<&'a str> {
@@ -21,7 +21,10 @@ pub fn error_of<'a>(errors: &'a [ConfigError], field: &str) -> Option<&'a str> {
 
 /// A text field of the width a form has room for; `beside` is what stands at its right.
 pub fn text_field(ui: &mut Ui, label: Id, name: &str, text: &mut String, hint: &str, beside: f32) -> egui::Response {
-    let width = (ui.available_width() - beside).clamp(80.0, size::FIELD);
+    let room = ui.available_width();
+    // Where both do not fit, what is beside goes below.
+    let width = if room - beside >= size::FIELD_MIN { room - beside } else { room };
+    let width = width.min(size::FIELD);
     let response = ui.add(text_edit(text).hint_text(hint).desired_width(width)).labelled_by(label);
     let value = text.clone();
     response.widget_info(|| {
@@ -55,11 +58,6 @@ pub fn path_field(
     changed
 }
 
-fn named(ui: &Ui, response: &egui::Response, name: &str, value: f64) {
-    let enabled = ui.is_enabled();
-    response.widget_info(|| WidgetInfo::slider(enabled, value, name));
-}
-
 /// CPUs.
 pub fn cpus(ui: &mut Ui, cpus: &mut u32, host: Option<&HostLimits>, errors: &[ConfigError]) {
     let most = host.map_or(1, HostLimits::max_cpus);
@@ -68,11 +66,21 @@ pub fn cpus(ui: &mut Ui, cpus: &mut u32, host: Option<&HostLimits>, errors: &[Co
         most if *cpus > most => format!("More than the {most} CPUs of this host: it will be slow"),
         most => format!("This host has {most}"),
     };
-    ui.field_row("CPUs", Note::hint(&hint).or_error(error_of(errors, "cpus")), |ui, label| {
-        slider_style(ui, 0.0);
-        let slider = Slider::new(cpus, 1..=most.max(2)).clamping(SliderClamping::Never).step_by(1.0);
-        let response = ui.add(slider).labelled_by(label);
-        named(ui, &response, "CPUs", f64::from(*cpus));
+    let note = Note::hint(&hint).or_error(error_of(errors, "cpus"));
+    ui.field_row("CPUs", note, |ui, label| {
+        let amount = Amount {
+            name: "CPUs",
+            range: 1.0..=f64::from(most.max(2)),
+            step: 1.0,
+            logarithmic: false,
+            format: |cpus| format!("{cpus}"),
+            parse: |text| text.trim().parse().ok(),
+            beside: 0.0,
+        };
+        let mut value = f64::from(*cpus);
+        if amount.show(ui, label, &mut value) {
+            *cpus = value.round().max(0.0) as u32;
+        }
     });
 }
 
@@ -92,19 +100,22 @@ pub fn memory(ui: &mut Ui, mib: &mut u64, host: Option<&HostLimits>, errors: &[C
         }
         None => String::new(),
     };
-    ui.field_row("Memory", Note::hint(&hint).or_error(error_of(errors, "memory_mib")), |ui, label| {
-        slider_style(ui, 0.0);
-        let slider = Slider::new(mib, 128..=most.max(256))
-            .logarithmic(true)
-            .step_by(128.0)
-            .clamping(SliderClamping::Never)
-            .custom_formatter(|mib, _| memory_words(mib as u64))
-            .custom_parser(|text| {
-                let plain = text.trim().parse::<f64>().ok();
-                plain.or_else(|| parse(text).ok().map(|bytes| (bytes >> 20) as f64))
-            });
-        let response = ui.add(slider).labelled_by(label);
-        named(ui, &response, "Memory", *mib as f64);
+    let note = Note::hint(&hint).or_error(error_of(errors, "memory_mib"));
+    ui.field_row("Memory", note, |ui, label| {
+        let amount = Amount {
+            name: "Memory",
+            range: 128.0..=most.max(256) as f64,
+            step: 128.0,
+            logarithmic: true,
+            format: |mib| memory_words(mib.max(0.0) as u64),
+            // A plain number is MiB.
+            parse: |text| text.trim().parse().ok().or_else(|| parse(text).ok().map(|bytes| (bytes >> 20) as f64)),
+            beside: 0.0,
+        };
+        let mut value = *mib as f64;
+        if amount.show(ui, label, &mut value) {
+            *mib = value.round().max(0.0) as u64;
+        }
     });
 }
 
@@ -115,24 +126,21 @@ fn memory_words(mib: u64) -> String {
 
 /// The size of a new disk.
 pub fn new_disk(ui: &mut Ui, label: Id, bytes: &mut u64, host: Option<&HostLimits>, beside: f32) {
-    const GIB: u64 = 1 << 30;
-    let most = host.map_or(64, |host| host.space / GIB).max(16);
-    slider_style(ui, beside);
-    let mut gib = *bytes as f64 / GIB as f64;
-    let slider = Slider::new(&mut gib, 1.0..=most as f64)
-        .logarithmic(true)
-        .step_by(1.0)
-        .clamping(SliderClamping::Never)
-        .custom_formatter(|gib, _| human((gib.max(0.0) * GIB as f64) as u64))
-        .custom_parser(|text| {
-            let plain = text.trim().parse::<f64>().ok();
-            plain.or_else(|| parse(text).ok().map(|bytes| bytes as f64 / GIB as f64))
-        });
-    let response = ui.add(slider).labelled_by(label);
-    named(ui, &response, "Size of the new disk", gib);
-    if response.changed() {
+    const GIB: f64 = (1u64 << 30) as f64;
+    let amount = Amount {
+        name: "Size of the new disk",
+        range: 1.0..=host.map_or(64.0, |host| host.space as f64 / GIB).max(16.0),
+        step: 1.0,
+        logarithmic: true,
+        format: |gib| human((gib.max(0.0) * GIB) as u64),
+        // A plain number is GiB.
+        parse: |text| text.trim().parse().ok().or_else(|| parse(text).ok().map(|bytes| bytes as f64 / GIB)),
+        beside,
+    };
+    let mut gib = *bytes as f64 / GIB;
+    if amount.show(ui, label, &mut gib) {
         // Whole sectors.
-        *bytes = (gib.max(0.0) * GIB as f64) as u64 / 512 * 512;
+        *bytes = (gib.max(0.0) * GIB) as u64 / 512 * 512;
     }
 }
 

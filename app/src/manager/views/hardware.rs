@@ -44,7 +44,7 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>, machine: &Machine) {
         });
     }
     shell::page(ui, |ui| {
-        ui.set_max_width(size::PAGE);
+        ui.set_max_width(size::PAGE.min(ui.available_width()));
         notices::failures(ui, view);
         if alive {
             let text = "Shut it down to change its hardware. A CD can be changed at any time.";

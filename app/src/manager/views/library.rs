@@ -6,7 +6,7 @@ use egui::{Key, WidgetInfo, WidgetType};
 use super::View;
 use crate::manager::action::{Action, Command};
 use crate::manager::model::Machine;
-use crate::theme::{UiExt, focus_ring, glyph, icon, size, text_edit};
+use crate::theme::{UiExt, focus_ring, icon, size, text_edit};
 
 /// Draws it at the left.
 pub fn show(ui: &mut Ui, view: &mut View<'_>) {
@@ -40,7 +40,7 @@ fn contents(ui: &mut Ui, view: &mut View<'_>) {
         }
     });
     let search =
-        text_edit(&mut view.state.search).hint_text("Search").prefix(glyph(icon::SEARCH)).desired_width(f32::INFINITY);
+        text_edit(&mut view.state.search).hint_text("Search").prefix(icon::SEARCH).desired_width(f32::INFINITY);
     let search = ui.add(search);
     search.widget_info(|| WidgetInfo::labeled(WidgetType::TextEdit, true, "Search"));
     if view.state.focus_search {
@@ -118,7 +118,7 @@ fn row(ui: &mut Ui, view: &View<'_>, machine: &Machine, selected: bool) -> Respo
     let mut words = inner;
     words.min.x = picture.right() + 10.0;
     let mut ui_words = ui.new_child(UiBuilder::new().max_rect(words));
-    ui_words.spacing_mut().item_spacing.y = 2.0;
+    ui_words.spacing_mut().item_spacing.y = size::GAP_SMALL;
     if selected {
         ui_words.strong_text(&machine.name);
     } else {

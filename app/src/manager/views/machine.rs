@@ -8,7 +8,7 @@ use crate::library::size::human;
 use crate::manager::action::{Action, Command};
 use crate::manager::model::{Machine, State};
 use crate::manager::state::Tab;
-use crate::theme::{Tone, UiExt, focus_ring, glyph, icon, size};
+use crate::theme::{Tone, UiExt, focus_ring, icon, size};
 
 /// Draws the selected machine.
 pub fn show(ui: &mut Ui, view: &mut View<'_>) {
@@ -75,7 +75,7 @@ fn header(ui: &mut Ui, view: &mut View<'_>, machine: &Machine) {
     }
     ui.add_space(size::GAP_SMALL);
     ui.horizontal(|ui| {
-        ui.spacing_mut().item_spacing.x = size::GAP_SMALL;
+        ui.spacing_mut().item_spacing.x = size::GAP_PAGE;
         for tab in Tab::ALL {
             let response = ui.tab(view.state.tab == tab, tab.label());
             if response.clicked() {
@@ -214,7 +214,7 @@ fn disks(ui: &mut Ui, machine: &Machine) {
     }
     for disk in &machine.disks {
         ui.with_layout(Layout::left_to_right(egui::Align::TOP), |ui| {
-            ui.label(glyph(icon::DISK).size(size::ICON_LARGE).color(t.text_muted));
+            ui.label(egui::RichText::new(icon::DISK).size(size::ICON_LARGE).color(t.text_muted));
             ui.vertical(|ui| {
                 ui.spacing_mut().item_spacing.y = size::GAP_SMALL;
                 ui.strong_text(&file_name(&disk.path));

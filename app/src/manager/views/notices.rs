@@ -4,7 +4,7 @@ use egui::{Align2, Area, CornerRadius, FontId, Frame, Id, Margin, Order, Stroke,
 
 use super::View;
 use crate::manager::action::{Action, Command};
-use crate::theme::{Tone, UiExt, glyph, icon, icon_font, size, time};
+use crate::theme::{Tone, UiExt, icon, size, time};
 
 /// What failed, each until it is closed.
 pub fn failures(ui: &mut Ui, view: &mut View<'_>) {
@@ -82,7 +82,7 @@ pub fn toasts(ui: &mut Ui, view: &mut View<'_>) {
                     .show(ui, |ui| {
                         ui.set_width(width - 28.0);
                         ui.horizontal(|ui| {
-                            ui.label(glyph(sign).size(18.0).color(color));
+                            ui.label(egui::RichText::new(sign).size(18.0).color(color));
                             let buttons = if toast.undo.is_some() { size::CHOOSE } else { 0.0 } + size::CONTROL;
                             ui.scope(|ui| {
                                 ui.set_max_width(ui.available_width() - buttons - size::GAP_LARGE);
@@ -122,7 +122,7 @@ pub fn drop_target(ui: &mut Ui) {
     let name = held[0].path.as_deref().map(super::machine::file_name).unwrap_or_default();
     let center = frame.center();
     let at = center - vec2(0.0, size::ICON_HERO);
-    painter.text(at, Align2::CENTER_CENTER, icon::DROP, icon_font(size::ICON_HERO), t.accent_text);
+    painter.text(at, Align2::CENTER_CENTER, icon::DROP, FontId::proportional(size::ICON_HERO), t.accent_text);
     let title = FontId::proportional(size::TEXT_TITLE);
     painter.text(center + vec2(0.0, size::GAP), Align2::CENTER_CENTER, "Drop to open", title, t.text);
     let at = center + vec2(0.0, size::ICON_HERO);

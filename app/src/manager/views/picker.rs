@@ -7,7 +7,7 @@ use super::{View, dialogs};
 use crate::library::size::human;
 use crate::manager::action::Action;
 use crate::manager::picker::{Outcome, Picker};
-use crate::theme::{Tone, UiExt, glyph, icon, size, text_edit};
+use crate::theme::{Tone, UiExt, icon, size, text_edit};
 
 /// Draws it when it is open.
 pub fn show(ui: &mut Ui, view: &mut View<'_>) {
@@ -138,7 +138,7 @@ fn list(ui: &mut Ui, picker: &mut Picker) -> Option<Outcome> {
                 row.fine_print(&entry.size.map(human).unwrap_or_default());
                 row.with_layout(egui::Layout::left_to_right(egui::Align::Center), |ui| {
                     let sign = if entry.is_folder() { icon::FOLDER } else { icon::FILE };
-                    ui.label(glyph(sign).color(t.text_muted));
+                    ui.label(egui::RichText::new(sign).color(t.text_muted));
                     ui.add(egui::Label::new(&entry.name).truncate());
                 });
                 crate::theme::focus_ring(ui, &response, size::RADIUS);

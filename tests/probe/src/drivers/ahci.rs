@@ -13,7 +13,6 @@ pub const SIGNATURE_ATA: u32 = 0x0000_0101;
 pub const SIGNATURE_ATAPI: u32 = 0xeb14_0101;
 
 /// Registers of the controller.
-const CAP: u64 = 0x00;
 const GHC: u64 = 0x04;
 const IS: u64 = 0x08;
 const PI: u64 = 0x0c;
@@ -111,11 +110,6 @@ impl Controller {
         registers.write32(IS, u32::MAX);
         registers.write32(GHC, registers.read32(GHC) | GHC_IE);
         Ok(Controller { registers, vector })
-    }
-
-    /// Capabilities register.
-    pub fn capabilities(&self) -> u32 {
-        self.registers.read32(CAP)
     }
 
     /// Number of the `index`th implemented port with a device.

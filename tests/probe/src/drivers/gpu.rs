@@ -2,9 +2,9 @@
 
 use crate::dma::Dma;
 use crate::drivers::pci::Function;
-use crate::drivers::virtio::{Device, Queue, Segment};
+use crate::drivers::virtio::{Device, PATIENCE_MICROS, Queue, Segment};
 use crate::report::Outcome;
-use crate::{ensure, fail};
+use crate::{ensure, fail, time, trap};
 
 /// EDID is offered.
 pub const FEATURE_EDID: u64 = 1 << 1;
@@ -56,6 +56,9 @@ pub const CURSOR_SIDE: u32 = 64;
 
 const HEADER_BYTES: usize = 24;
 const REQUEST_BYTES: usize = 16 * 1024;
+/// Room for a posted command, and how many may be on their way.
+const POST_BYTES: usize = 64;
+const POSTS: usize = 24;
 const DISPLAY_INFO_BYTES: usize = HEADER_BYTES + 16 * 24;
 const EDID_BYTES: usize = HEADER_BYTES + 8 + 1024;
 /// Configuration: what changed, and the register that acknowledges it.
@@ -92,6 +95,9 @@ pub struct Gpu {
     request: Dma,
     answer: Dma,
     cursor_request: Dma,
+    posts: Dma,
+    post_answers: Dma,
+    posted: usize,
 }
 
 impl Gpu {
@@ -108,6 +114,9 @@ impl Gpu {
             request: Dma::new(REQUEST_BYTES),
             answer: Dma::new(EDID_BYTES),
             cursor_request: Dma::new(56),
+            posts: Dma::new(POST_BYTES * POSTS),
+            post_answers: Dma::new(HEADER_BYTES * POSTS),
+            posted: 0,
         })
     }
 
@@ -156,6 +165,54 @@ impl Gpu {
             response::OK => Ok(()),
             other => fail!("command {command:#x} was answered with {other:#x}"),
         }
+    }
+
+    /// Queues a command with a short body; nothing is sent before [`Gpu::finish`].
+    fn post(&mut self, command: u32, body: &[u32]) {
+        let length = HEADER_BYTES + body.len() * 4;
+        let request = self.posts.part(self.posted * POST_BYTES, length);
+        Gpu::header(&request, command, 0);
+        for (index, word) in body.iter().enumerate() {
+            request.write(HEADER_BYTES + index * 4, *word);
+        }
+        let answer = self.post_answers.part(self.posted * HEADER_BYTES, HEADER_BYTES);
+        answer.write(0, 0u32);
+        self.control.push(&[Segment::read(&request), Segment::write(&answer)]);
+        self.posted += 1;
+    }
+
+    /// Sends what was posted and waits for all of it, by `wait`, which is called while there is nothing to do.
+    fn finish(&mut self, mut wait: impl FnMut(u32)) -> Outcome<()> {
+        let posted = core::mem::take(&mut self.posted);
+        self.control.notify();
+        let deadline = time::micros() + PATIENCE_MICROS;
+        let mut done = 0;
+        while done < posted {
+            let seen = trap::total();
+            if self.control.pop().is_some() {
+                done += 1;
+            } else {
+                ensure!(time::micros() < deadline, "{} of {posted} commands have no answer", posted - done);
+                wait(seen);
+            }
+        }
+        for index in 0..posted {
+            let answer: u32 = self.post_answers.read(index * HEADER_BYTES);
+            ensure!(answer == response::OK, "an update was answered with {answer:#x}");
+        }
+        Ok(())
+    }
+
+    /// Copies and shows rectangles of a resource that is `stride` pixels wide, all with one doorbell. `wait` is called
+    /// with `trap::total` as it was before the last look, while the device is busy.
+    pub fn update_all(&mut self, id: u32, stride: u32, rects: impl Iterator<Item = Rect>, wait: impl FnMut(u32)) -> Outcome<()> {
+        for rect in rects.take(POSTS / 2) {
+            let offset = u64::from(rect.y * stride + rect.x) * 4;
+            let body = [rect.x, rect.y, rect.width, rect.height, offset as u32, (offset >> 32) as u32, id, 0];
+            self.post(command::TRANSFER_TO_HOST_2D, &body);
+            self.post(command::RESOURCE_FLUSH, &[rect.x, rect.y, rect.width, rect.height, id, 0]);
+        }
+        self.finish(wait)
     }
 
     /// Size of the first scanout, if it is enabled.

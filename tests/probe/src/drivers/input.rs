@@ -20,8 +20,6 @@ pub mod select {
 
 /// Event types, as in Linux's input-event-codes.h.
 pub mod event {
-    /// End of a group of events.
-    pub const SYN: u16 = 0;
     /// Key or button.
     pub const KEY: u16 = 1;
     /// Relative axis.
@@ -105,8 +103,11 @@ impl Input {
         use core::fmt::Write as _;
         let mut name = Text::new();
         for index in 0..self.query(select::NAME, 0)? {
-            // Text never fails; a name that is too long is cut.
-            let _ = name.write_char(char::from(self.byte(index)?));
+            let byte = self.byte(index)?;
+            if (0x20..0x7f).contains(&byte) {
+                // Text never fails; a name that is too long is cut.
+                let _ = name.write_char(char::from(byte));
+            }
         }
         Ok(name)
     }

@@ -1,6 +1,6 @@
 //! PCI: configuration access by ports and by ECAM, enumeration, BARs, capabilities and MSI-X (PCI Local Bus 3.0).
 
-use crate::cpu::{inb, inl, inw, outb, outl, outw};
+use crate::cpu::{inb, inl, inw, outl, outw};
 use crate::dma::Mmio;
 use crate::drivers::lapic;
 use core::fmt;
@@ -13,8 +13,6 @@ const CONFIG_DATA: u16 = 0xcfc;
 pub mod register {
     /// Vendor id, 16 bits.
     pub const VENDOR: u8 = 0x00;
-    /// Device id, 16 bits.
-    pub const DEVICE: u8 = 0x02;
     /// Command, 16 bits.
     pub const COMMAND: u8 = 0x04;
     /// Revision, 8 bits, with the class in the upper 24 of the dword.
@@ -23,8 +21,6 @@ pub mod register {
     pub const HEADER_TYPE: u8 = 0x0e;
     /// First of six base address registers.
     pub const BAR0: u8 = 0x10;
-    /// Subsystem vendor, 16 bits.
-    pub const SUBSYSTEM_VENDOR: u8 = 0x2c;
     /// Subsystem id, 16 bits.
     pub const SUBSYSTEM: u8 = 0x2e;
     /// First capability.
@@ -103,12 +99,6 @@ impl Function {
     pub fn read32(&self, offset: u8) -> u32 {
         self.select(offset);
         inl(CONFIG_DATA)
-    }
-
-    /// Writes 8 bits of configuration space.
-    pub fn write8(&self, offset: u8, value: u8) {
-        self.select(offset);
-        outb(CONFIG_DATA + u16::from(offset & 3), value);
     }
 
     /// Writes 16 bits of configuration space.
@@ -207,8 +197,11 @@ impl Function {
         for vector in 0..u64::from(vectors) {
             table.write32(vector * 16 + 12, 1);
         }
+        let location = self.read32(capability + 8);
+        let pending_bytes = u64::from(vectors).div_ceil(64) * 8;
+        let pending = self.map_bar((location & 7) as u8)?.part(u64::from(location & !7), pending_bytes)?;
         self.write16(capability + 2, control & !0x4000 | 0x8000);
-        Some(Msix { table, vectors, function: *self, capability })
+        Some(Msix { table, pending, vectors })
     }
 
     /// Sends the function's MSI (not MSI-X) as `vector` to the boot processor; false if it has no such capability.
@@ -240,10 +233,9 @@ fn place(length: u64, io: bool) -> Option<u64> {
 #[derive(Clone, Copy)]
 pub struct Msix {
     table: Mmio,
+    pending: Mmio,
     /// Entries.
     pub vectors: u16,
-    function: Function,
-    capability: u8,
 }
 
 impl Msix {
@@ -263,10 +255,7 @@ impl Msix {
 
     /// Whether an entry has an interrupt waiting for its mask to go.
     pub fn pending(&self, entry: u16) -> bool {
-        let location = self.function.read32(self.capability + 8);
-        let Some(bar) = self.function.map_bar((location & 7) as u8) else { return false };
-        let offset = u64::from(location & !7) + u64::from(entry / 32) * 4;
-        bar.part(offset, 4).is_some_and(|bits| bits.read32(0) & 1 << (entry % 32) != 0)
+        self.pending.read32(u64::from(entry / 32) * 4) & 1 << (entry % 32) != 0
     }
 }
 

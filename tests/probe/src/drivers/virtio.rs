@@ -38,9 +38,7 @@ mod common {
     pub const DRIVER_FEATURE_SELECT: u64 = 0x08;
     pub const DRIVER_FEATURE: u64 = 0x0c;
     pub const CONFIG_VECTOR: u64 = 0x10;
-    pub const QUEUES: u64 = 0x12;
     pub const STATUS: u64 = 0x14;
-    pub const CONFIG_GENERATION: u64 = 0x15;
     pub const QUEUE_SELECT: u64 = 0x16;
     pub const QUEUE_SIZE: u64 = 0x18;
     pub const QUEUE_VECTOR: u64 = 0x1a;
@@ -78,10 +76,7 @@ pub const PATIENCE_MICROS: u64 = 10_000_000;
 
 /// A device in the state DRIVER: features negotiated, queues to be set up, then [`Device::start`].
 pub struct Device {
-    /// Where it is.
-    pub function: Function,
     common: Mmio,
-    isr: Mmio,
     notify: Mmio,
     notify_multiplier: u32,
     config: Option<Mmio>,
@@ -108,14 +103,12 @@ impl Device {
         };
         let Some((common, _)) = structure(CAP_COMMON) else { fail!("no usable common configuration capability") };
         let Some((notify, notify_at)) = structure(CAP_NOTIFY) else { fail!("no usable notification capability") };
-        let Some((isr, _)) = structure(CAP_ISR) else { fail!("no usable ISR capability") };
+        ensure!(structure(CAP_ISR).is_some(), "no usable ISR capability");
         ensure!(common.len() >= common::BYTES, "the common configuration has only {} bytes", common.len());
         let notify_multiplier = function.read32(notify_at + 16);
         let config = structure(CAP_DEVICE).map(|(window, _)| window);
         let mut device = Device {
-            function: *function,
             common,
-            isr,
             notify,
             notify_multiplier,
             config,
@@ -181,19 +174,9 @@ impl Device {
         Ok(())
     }
 
-    /// Number of queues.
-    pub fn queues(&self) -> u16 {
-        self.common.read16(common::QUEUES)
-    }
-
-    /// The ISR status, which reading clears.
-    pub fn isr(&self) -> u8 {
-        self.isr.read8(0)
-    }
-
-    /// Configuration generation.
-    pub fn generation(&self) -> u8 {
-        self.common.read8(common::CONFIG_GENERATION)
+    /// The MSI-X table, and the entry in it of queue `index`.
+    pub fn msix(&self, index: u16) -> Option<(Msix, u16)> {
+        self.msix.filter(|msix| index + 1 < msix.vectors).map(|msix| (msix, index + 1))
     }
 
     /// The device's own configuration.
@@ -311,11 +294,6 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Descriptors left.
-    pub fn free(&self) -> u16 {
-        self.free_count
-    }
-
     fn descriptor(table: &Dma, index: u16, segment: &Segment, flags: u16) {
         let at = usize::from(index) * DESC_BYTES;
         let flags = flags | if segment.device_writes { DESC_WRITE } else { 0 };

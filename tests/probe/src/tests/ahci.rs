@@ -4,6 +4,7 @@ use crate::crc::Crc32;
 use crate::dma::Dma;
 use crate::drivers::ahci::{self, Controller, Direction, Port, ata};
 use crate::machine::Machine;
+use crate::random::XorShift;
 use crate::report::{Failure, Outcome};
 use crate::text::Text;
 use crate::{ensure, fail, text, time};
@@ -208,7 +209,10 @@ pub fn disk(machine: &Machine, index: usize) -> Outcome {
         Ok(())
     };
     run(ata::READ_DMA_EXT, saved, Direction::In)?;
-    super::blk::XorShift::new(99).fill(&out);
+    if !machine.may_write() {
+        return Ok(text!("port {}, '{}', {sectors} sectors, read", port.number, ata_string(&identity, 27, 20)));
+    }
+    XorShift::new(99).fill(&out);
     let result = run(ata::WRITE_DMA_EXT, out, Direction::Out).and_then(|()| run(ata::READ_DMA_EXT, back, Direction::In));
     run(ata::WRITE_DMA_EXT, saved, Direction::Out)?;
     result?;

@@ -5,6 +5,7 @@ use crate::dma::Dma;
 use crate::drivers::blk::{Disk, SECTOR, features, request, status};
 use crate::drivers::virtio::{feature, kind};
 use crate::machine::Machine;
+use crate::random::XorShift;
 use crate::report::{Failure, Outcome};
 use crate::text::Text;
 use crate::{boot, dma, ensure, fail, println, text, trap};
@@ -33,7 +34,7 @@ pub fn test(machine: &Machine, index: usize) -> Outcome {
         limits(&mut disk)?;
         if disk.read_only() {
             refuses_writes(&mut disk)?;
-        } else {
+        } else if machine.may_write() {
             on_scratch(machine, &mut disk, &mut details, extra == 0)?;
         }
         let seen = trap::count(disk.queue.vector).wrapping_sub(interrupts);
@@ -132,31 +133,6 @@ fn on_scratch(machine: &Machine, disk: &mut Disk, details: &mut Text, describe: 
     // Whatever happened, the content goes back.
     let restored = disk.expect(request::OUT, start, &[saved]);
     result.and(restored)
-}
-
-/// A generator of test data: xorshift64.
-pub struct XorShift(u64);
-
-impl XorShift {
-    /// Starts at a seed, which must not be zero.
-    pub fn new(seed: u64) -> XorShift {
-        XorShift(if seed == 0 { 1 } else { seed })
-    }
-
-    /// The next number.
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    /// Fills memory with numbers in little-endian order.
-    pub fn fill(&mut self, memory: &Dma) {
-        for bytes in memory.bytes_mut().as_chunks_mut::<8>().0 {
-            *bytes = self.next().to_le_bytes();
-        }
-    }
 }
 
 fn writes(disk: &mut Disk, start: u64, count: u64, details: &mut Text, describe: bool) -> Outcome<()> {

@@ -32,7 +32,8 @@ pub fn cpu(machine: &Machine, index: usize) -> Outcome {
     // black_box keeps the sum from being computed at compile time.
     let terms = core::hint::black_box(100_000u32);
     let series: f64 = (0..terms).map(|k| if k % 2 == 0 { 4.0 } else { -4.0 } / f64::from(2 * k + 1)).sum();
-    ensure!((series - core::f64::consts::PI).abs() < 1e-4, "floating point computed pi as {series}");
+    let error = ((series - core::f64::consts::PI) * 1e6) as i64;
+    ensure!(error.abs() < 100, "floating point computed pi with an error of {error} millionths");
     let first = time::micros();
     let forward = time::wait_for(1_000_000, || time::micros() > first);
     ensure!(forward, "the TSC does not move");
@@ -52,7 +53,7 @@ pub fn memory(machine: &Machine, index: usize) -> Outcome {
     let ranges = machine.map.ranges();
     ensure!(!ranges.is_empty(), "neither the loader nor fw_cfg gives a memory map");
     for (number, range) in ranges.iter().enumerate() {
-        ensure!(range.length > 0 && range.base.checked_add(range.length).is_some(), "range {number} is empty or wraps");
+        ensure!(range.base.checked_add(range.length).is_some(), "range {number} wraps");
         let clash = ranges[..number].iter().find(|other| {
             other.base < range.base + range.length && range.base < other.base + other.length && other.kind != range.kind
         });

@@ -50,6 +50,9 @@ const TESTS: &[(&str, Test)] = &[
     ("ps2-echo", input::ps2_echo),
 ];
 
+/// What the demo runs unless it is told otherwise: the quick ones. They leave disks alone (see `machine.may_write`).
+pub const DEMO: &str = "cpu,memory,lapic,ioapic,smp,acpi,pci,rng,blk,net,console,input,gpu,cdrom,disk";
+
 /// Runs the tests named in a comma-separated list, or `all`.
 pub fn run(machine: &Machine, names: &str, summary: &mut Summary) {
     for name in names.split(',').filter(|name| *name != "all" && TESTS.iter().all(|(known, _)| known != name)) {

@@ -93,6 +93,9 @@ pub fn pic(_: &Machine, index: usize) -> Outcome {
 /// PIT interrupts through the I/O APIC, and silence when masked.
 pub fn io_apic(machine: &Machine, index: usize) -> Outcome {
     let Some(apic) = IoApic::find(machine).filter(|_| index == 0) else { return Err(Failure::Absent) };
+    if inb(0x61) == 0xff {
+        return Ok(text!("{} inputs, no PIT to try them with", apic.pins()));
+    }
     let vector = VECTOR_IOAPIC;
     let before = trap::count(vector);
     start_pit(1000);

@@ -53,6 +53,21 @@ impl Buffers {
         self.len == 0
     }
 
+    /// The first `at` bytes, or all, and what follows.
+    pub(super) fn split(mut self, at: u64) -> (Buffers, Buffers) {
+        let mut head = Buffers::new(&self.memory);
+        let mut left = at.min(self.len) as usize;
+        head.len = left as u64;
+        while left > 0 {
+            let run = self.runs[self.first];
+            let now = left.min(run.iov_len);
+            head.runs.push(iovec { iov_base: run.iov_base, iov_len: now });
+            self.advance(now);
+            left -= now;
+        }
+        (head, self)
+    }
+
     /// What is left, for a system call.
     pub(super) fn runs(&self) -> &[iovec] {
         &self.runs[self.first..]
@@ -133,6 +148,18 @@ mod tests {
         assert_eq!(&seen, b"xyz\0");
         buffers.advance(4);
         assert!(buffers.is_empty() && buffers.runs().is_empty());
+    }
+
+    #[test]
+    fn a_split_leaves_every_byte_in_one_part() {
+        let memory = GuestMemory::new(0x4000).unwrap();
+        for at in [0, 3, 5, 8, 100] {
+            let runs = [(GuestAddress(0x10), 5), (GuestAddress(0x100), 3)];
+            let (head, tail) = Buffers::from_runs(&memory, &runs).unwrap().split(at);
+            assert_eq!((head.len(), tail.len()), (at.min(8), 8 - at.min(8)));
+            let total = |b: &Buffers| b.runs().iter().map(|r| r.iov_len as u64).sum::<u64>();
+            assert_eq!((total(&head), total(&tail)), (head.len(), tail.len()));
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use libc::{c_int, iovec};
 
 use super::image::{Aligned, BLKDISCARD, DIRECT_ALIGN, Image};
-use super::{Buffers, Completion, DiskError, Request, SECTOR};
+use super::{Buffers, Completion, DiskError, Request};
 
 /// The most runs that one system call takes (`UIO_MAXIOV`).
 const MAX_RUNS: usize = 1024;
@@ -88,7 +88,8 @@ pub(super) struct Job {
 unsafe impl Send for Job {}
 
 impl Job {
-    pub fn new(token: u64, request: Request, image: &Image) -> Job {
+    /// A request whose offset and length are to be multiples of `unit`.
+    pub fn new(token: u64, request: Request, image: &Image, unit: u64) -> Job {
         let (kind, offset, len, buffers, durable) = match request {
             Request::Read { offset, buffers } => (Kind::Read, offset, buffers.len(), Some(buffers), false),
             Request::Write { offset, buffers, durable } => (Kind::Write, offset, buffers.len(), Some(buffers), durable),
@@ -99,7 +100,7 @@ impl Job {
             }
         };
         let inside = offset.checked_add(len).is_some_and(|end| end <= image.geometry.size);
-        let failed = if !inside || !(offset | len).is_multiple_of(SECTOR) {
+        let failed = if !inside || !(offset | len).is_multiple_of(unit) {
             Some(DiskError::OutOfRange)
         } else if kind != Kind::Read && image.geometry.readonly {
             Some(DiskError::ReadOnly)

@@ -4,6 +4,7 @@
 mod buffers;
 mod image;
 mod job;
+mod medium;
 #[cfg(any(test, feature = "testkit"))]
 #[allow(clippy::expect_used)]
 mod memory;
@@ -18,6 +19,7 @@ use std::os::fd::RawFd;
 
 pub use buffers::Buffers;
 pub use image::{OpenError, OpenOptions};
+pub use medium::{BLOCK, Medium};
 #[cfg(any(test, feature = "testkit"))]
 pub use memory::{Control, MemoryDisk};
 pub use raw::RawDisk;

@@ -9,7 +9,7 @@ use super::image::{Image, OpenError, OpenOptions};
 use super::job::Job;
 use super::uring::Uring;
 use super::worker::Worker;
-use super::{Completion, Disk, Geometry, Request};
+use super::{Completion, Disk, Geometry, Request, SECTOR};
 
 /// See the module.
 pub struct RawDisk {
@@ -57,7 +57,7 @@ impl Disk for RawDisk {
     }
 
     fn submit(&mut self, token: u64, request: Request) {
-        let job = Job::new(token, request, &self.image);
+        let job = Job::new(token, request, &self.image, SECTOR);
         match &mut self.engine {
             Engine::Uring(uring) => uring.start(job),
             Engine::Worker(worker) => worker.start(job),

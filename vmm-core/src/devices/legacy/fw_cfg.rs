@@ -128,11 +128,11 @@ impl FwCfgItems {
         make: impl Fn() -> Result<Vec<Vec<u8>>, String> + Send + 'static,
     ) -> Result<(), FwCfgError> {
         let group = self.groups.len();
+        let owned = files.iter().map(|&(name, size)| (name.to_owned(), size)).collect();
+        self.groups.push(Group { make: Box::new(make), files: owned, made: None });
         for (index, &(name, size)) in files.iter().enumerate() {
             self.insert(name, size, Content::Lazy { group, index })?;
         }
-        let files = files.iter().map(|&(name, size)| (name.to_owned(), size)).collect();
-        self.groups.push(Group { make: Box::new(make), files, made: None });
         Ok(())
     }
 

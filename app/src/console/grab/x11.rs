@@ -1,10 +1,10 @@
-//! The keyboard grab: while it holds, the desktop's own shortcuts reach the guest (X11: XGrabKeyboard).
+//! The keyboard grab of X11 (Xlib, XGrabKeyboard).
 
 use raw_window_handle::{HasDisplayHandle, HasWindowHandle, RawDisplayHandle, RawWindowHandle};
 use winit::window::Window;
 use x11_dl::xlib::{self, Xlib};
 
-/// Holds the keyboard for one window, or not.
+/// Holds the keyboard for one window of X11, or not.
 #[derive(Default)]
 pub struct KeyboardGrab {
     held: bool,
@@ -12,8 +12,7 @@ pub struct KeyboardGrab {
 }
 
 impl KeyboardGrab {
-    /// Takes or gives back the keyboard. Where the window system refuses (another window holds it), or is not X11, the
-    /// window goes on without: it has the focus, only the desktop's shortcuts stay the desktop's.
+    /// Takes or gives back the keyboard; nothing under another window system. Refused while another window holds it.
     pub fn set(&mut self, window: &Window, hold: bool) {
         if hold == self.held {
             return;

@@ -1,0 +1,147 @@
+//! The overlay as a person or a screen reader meets it: by names, not by places.
+
+use std::time::Instant;
+
+use egui_kittest::Harness;
+use egui_kittest::kittest::{NodeT, Queryable};
+use vmm_core::backend::display::Mode;
+use vmm_core::vm::Lifecycle;
+
+use super::actions::Action;
+use super::dialogs::Dialog;
+use super::overlay::{self, Ask, InputState, Model};
+use super::transform::ViewMode;
+use crate::theme;
+
+struct State {
+    model: Model,
+    asks: Vec<Ask>,
+}
+
+fn model() -> Model {
+    Model {
+        title: "debian".into(),
+        state: Lifecycle::Running,
+        mode: Some(Mode { width: 640, height: 480 }),
+        scale: Some(1.0),
+        input: InputState::Absolute,
+        view: ViewMode::Scaled,
+        follow: true,
+        fullscreen: false,
+        toolbar: false,
+        drives: vec![Some("/isos/grub.iso".into())],
+        problems: Vec::new(),
+        notice: None,
+        banner: None,
+        dialog: None,
+        can_keep_running: true,
+        graphics: "glow".into(),
+    }
+}
+
+fn harness(width: f32, model: Model) -> Harness<'static, State> {
+    let show = |ui: &mut egui::Ui, state: &mut State| {
+        theme::install(ui.ctx());
+        let pass = overlay::show(ui, &mut state.model, false, Instant::now());
+        state.asks.extend(pass.asks);
+    };
+    Harness::builder().with_size([width, 600.0]).build_ui_state(show, State { model, asks: Vec::new() })
+}
+
+fn click(harness: &mut Harness<'_, State>, label: &str) {
+    harness.get_by_label(label).click();
+    harness.run();
+}
+
+#[test]
+fn every_command_of_the_power_menu_is_reached_by_its_name() {
+    for (label, action) in
+        [("Shut down", Action::ShutDown), ("Reset…", Action::AskReset), ("Power off…", Action::AskPowerOff)]
+    {
+        let mut harness = harness(1000.0, model());
+        click(&mut harness, "Power menu");
+        click(&mut harness, label);
+        assert_eq!(harness.state().asks, [Ask::Do(action)]);
+    }
+}
+
+#[test]
+fn a_narrow_toolbar_keeps_its_names() {
+    let mut harness = harness(440.0, model());
+    for label in ["Pause", "Power menu", "Send keys menu", "CD menu", "Screenshot", "View menu", "Full screen"] {
+        harness.get_by_label(label);
+    }
+    click(&mut harness, "Pause");
+    assert_eq!(harness.state().asks, [Ask::Do(Action::TogglePause)]);
+}
+
+#[test]
+fn a_paused_machine_offers_to_resume_and_a_stopped_one_takes_no_commands() {
+    let mut harness = harness(1000.0, Model { state: Lifecycle::Paused, ..model() });
+    assert_eq!(harness.get_all_by_label("Resume").count(), 2);
+    harness.state_mut().model.state = Lifecycle::Stopped;
+    harness.run();
+    for label in ["Pause", "Power menu", "Send keys menu"] {
+        assert!(harness.get_by_label(label).accesskit_node().is_disabled(), "{label}");
+    }
+}
+
+#[test]
+fn a_full_screen_guest_has_the_whole_window_until_the_toolbar_is_called() {
+    let mut harness = harness(1000.0, Model { fullscreen: true, ..model() });
+    assert!(harness.query_by_label("Pause").is_none());
+    harness.state_mut().model.toolbar = true;
+    harness.run();
+    harness.get_by_label("Leave full screen");
+}
+
+#[test]
+fn a_confirmation_does_nothing_until_it_is_confirmed() {
+    let mut harness = harness(1000.0, Model { dialog: Some(Dialog::power_off()), ..model() });
+    click(&mut harness, "Cancel");
+    assert_eq!(harness.state().asks, [Ask::CloseDialog]);
+    assert!(harness.state().model.dialog.is_none());
+    harness.state_mut().model.dialog = Some(Dialog::power_off());
+    harness.run();
+    click(&mut harness, "Power off");
+    assert_eq!(harness.state().asks.last(), Some(&Ask::Do(Action::PowerOff)));
+}
+
+#[test]
+fn escape_leaves_the_close_dialog() {
+    let mut harness = harness(1000.0, Model { dialog: Some(Dialog::close()), ..model() });
+    harness.get_by_label("Keep running");
+    harness.key_press(egui::Key::Escape);
+    harness.run();
+    assert!(harness.state().model.dialog.is_none());
+    assert!(harness.state().asks.is_empty());
+}
+
+#[test]
+fn keep_running_is_offered_only_where_the_window_can_be_asked_for_again() {
+    let no_way_back = Model { dialog: Some(Dialog::close()), can_keep_running: false, ..model() };
+    let harness = harness(1000.0, no_way_back);
+    assert!(harness.query_by_label("Keep running").is_none());
+}
+
+#[test]
+fn a_disc_image_needs_its_whole_path() {
+    let mut harness = harness(1000.0, Model { dialog: Some(Dialog::medium(0)), ..model() });
+    assert!(harness.get_by_label("Insert").accesskit_node().is_disabled());
+    if let Some(dialog) = &mut harness.state_mut().model.dialog {
+        dialog.picked(0, "/isos/debian.iso".into());
+    }
+    harness.run();
+    click(&mut harness, "Insert");
+    assert_eq!(harness.state().asks, [Ask::Insert(0, "/isos/debian.iso".into())]);
+}
+
+#[test]
+fn each_problem_is_shown_and_dismissed_by_itself() {
+    let problems = vec!["disk 0: the host's disk is full".to_string(), "net 1: tap0 is gone".to_string()];
+    let mut harness = harness(1000.0, Model { problems, ..model() });
+    harness.get_by_label("net 1: tap0 is gone");
+    harness.get_all_by_label("Dismiss").next().expect("a button").click();
+    harness.run();
+    assert!(matches!(harness.state().asks[..], [Ask::DismissProblem(_)]));
+}

@@ -1,0 +1,24 @@
+# Runs on the host, in a network of its own: boots the guest, then looks at what it did to its disk.
+# KERNEL, INITRD, CDROM: files; SCRATCH: a folder; ./pattern: 1 MiB.
+if [[ -z ${INSIDE-} ]]; then
+    options=(--net)
+    [[ $EUID -eq 0 ]] || options+=(--map-root-user)
+    INSIDE=yes exec unshare "${options[@]}" bash "$0"
+fi
+set -e
+disk=$SCRATCH/disk-$$.img
+readonly=$SCRATCH/readonly-$$.img
+for ((i = 0; i < 16; i++)); do cat pattern; done > "$disk"
+truncate --size 1M "$readonly"
+
+ip tuntap add tap0 mode tap
+ip address add 10.9.8.1/24 dev tap0
+ip link set tap0 up
+busybox httpd -f -p 10.9.8.1:8080 -h . &
+
+orangery boot --headless --kernel "$KERNEL" --initrd "$INITRD" --cmdline 'console=ttyS0 quiet panic=-1' \
+    --memory 512 --cpus 2 --disk "$disk" --disk "$readonly,ro" --cdrom "$CDROM" --net tap=tap0
+
+cmp --bytes 1M --ignore-initial 0:8M pattern "$disk" && echo 'ok disk-copied'
+cmp --bytes 1M --ignore-initial 0:4M /dev/zero "$disk" && echo 'ok disk-discarded'
+cmp --bytes 1M --ignore-initial 0:5M pattern "$disk" && echo 'ok disk-neighbour'
