@@ -299,7 +299,7 @@ fn stop(out: Out, which: &Which, force: bool, timeout: Duration) -> Result<(), C
         Ok(()) => {}
         // It stopped by itself meanwhile, or its process hangs.
         Err(ControlError::NotRunning) if machine.holder()?.is_none() => {}
-        Err(_) if force && holder.pid != 0 => kill(&machine, holder.pid)?,
+        Err(_) if force && holder.pid != 0 => machine.end_holder()?,
         Err(error) => return Err(asked(&machine)(error)),
     }
     let until = Instant::now() + timeout;
@@ -316,19 +316,6 @@ fn stop(out: Out, which: &Which, force: bool, timeout: Duration) -> Result<(), C
     }
     out.say(&json!({ "done": "stopped" }), &format!("{:?}: stopped", machine.name));
     Ok(())
-}
-
-/// Ends a process that holds a machine's lock and does not answer.
-fn kill(machine: &Machine, pid: u32) -> Result<(), CliError> {
-    use rustix::process::{Pid, Signal, kill_process};
-    let failed = |source| CliError::Io { what: format!("end the process {pid} of {:?}", machine.name), source };
-    // Only the process that holds the lock at this moment: a number alone may be somebody else's by now.
-    if machine.holder()?.is_none_or(|holder| holder.pid != pid) {
-        return Ok(());
-    }
-    let target = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    let target = target.ok_or_else(|| failed(std::io::ErrorKind::InvalidInput.into()))?;
-    kill_process(target, Signal::KILL).map_err(|error| failed(error.into()))
 }
 
 fn trash(out: Out, empty: bool) -> Result<(), CliError> {

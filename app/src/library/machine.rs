@@ -99,6 +99,21 @@ impl Machine {
         lock::holder(&self.folder).map_err(LibraryError::io("read the lock", &self.folder.join(lock::FILE)))
     }
 
+    /// Ends the process that holds the machine, at once: for one that does not answer any more. What its guest has not
+    /// written is lost.
+    ///
+    /// # Errors
+    /// Its lock cannot be read, or the process is not this person's to end.
+    pub fn end_holder(&self) -> Result<(), LibraryError> {
+        use rustix::process::{Pid, Signal, kill_process};
+        // Who holds it at this moment: a number from earlier may be somebody else's by now.
+        let Some(holder) = self.holder()? else { return Ok(()) };
+        let failed = || LibraryError::io("end the process that runs", &self.folder);
+        let pid = i32::try_from(holder.pid).ok().and_then(Pid::from_raw);
+        let pid = pid.ok_or_else(|| failed()(std::io::ErrorKind::NotFound.into()))?;
+        kill_process(pid, Signal::KILL).map_err(|error| failed()(error.into()))
+    }
+
     /// Takes the machine for this process, to run it.
     ///
     /// # Errors

@@ -330,7 +330,7 @@ impl Command {
             Command::Open => icon::OPEN,
             Command::Demo => icon::SANDBOX,
             Command::Quit => icon::QUIT,
-            Command::LookDesktop | Command::LookDark | Command::LookLight => icon::THEME,
+            Command::LookDesktop | Command::LookDark | Command::LookLight => icon::NOT_CHOSEN,
             Command::Larger | Command::Smaller | Command::NormalSize => icon::TEXT_SIZE,
             Command::Search => icon::SEARCH,
             Command::Start | Command::Resume => icon::START,

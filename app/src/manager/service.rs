@@ -301,7 +301,14 @@ fn power(library: &Library, name: &str, verb: Power) -> Result<(), Failure> {
         Power::Pause => ("was not paused", protocol::Request::Pause),
         Power::Resume => ("was not resumed", protocol::Request::Resume),
     };
-    ask(library, name, &request).map_err(|error| failure(format!("{name} {what}"), &error, None))
+    let asked = match (ask(library, name, &request), verb) {
+        // Pulling the plug needs nobody's answer.
+        (Err(AskError::Control(_)), Power::PowerOff) => {
+            library.load(name).and_then(|machine| machine.end_holder()).map_err(Into::into)
+        }
+        (asked, _) => asked,
+    };
+    asked.map_err(|error| failure(format!("{name} {what}"), &error, None))
 }
 
 /// Moves a machine to the trash; the answer says what it held.

@@ -400,7 +400,8 @@ fn a_host_that_cannot_run_machines_says_why_and_how_to_mend_it() {
     stage.harness.get_by_label("Copy the command").click_accesskit();
     stage.harness.step();
     let commands = &stage.harness.output().platform_output.commands;
-    let copied = commands.iter().any(|c| matches!(c, egui::OutputCommand::CopyText(t) if t.starts_with("sudo usermod")));
+    let copied =
+        commands.iter().any(|c| matches!(c, egui::OutputCommand::CopyText(t) if t.starts_with("sudo usermod")));
     assert!(copied, "{commands:?}");
     stage.harness.run();
     stage.click("Check this host");

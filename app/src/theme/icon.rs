@@ -8,4 +8,6 @@ pub use egui_phosphor::regular::{
     NETWORK, PAUSE, PLAY as START, PLUS as ADD, POWER as SHUT_DOWN, QUESTION as HELP, SIGN_OUT as QUIT, TERMINAL,
     TEXT_AA as TEXT_SIZE, TRASH, WARNING, WARNING_CIRCLE as ERROR, X as CLOSE,
 };
-pub use egui_phosphor::regular::{ARROW_U_UP_LEFT as UNDO, CIRCLE_HALF as THEME, PENCIL_SIMPLE as RENAME, PLAY_PAUSE};
+pub use egui_phosphor::regular::{
+    ARROW_U_UP_LEFT as UNDO, CIRCLE as NOT_CHOSEN, PENCIL_SIMPLE as RENAME, RADIO_BUTTON as CHOSEN,
+};

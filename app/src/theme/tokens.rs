@@ -16,6 +16,8 @@ pub mod size {
     pub const GAP_PAGE: f32 = 24.0;
     /// Corners of buttons and fields.
     pub const RADIUS: u8 = 6;
+    /// Corners of a guest's picture.
+    pub const RADIUS_PICTURE: u8 = 2;
     /// Corners of cards, pictures and windows.
     pub const RADIUS_LARGE: u8 = 10;
     /// The height of a button or field.
@@ -48,6 +50,10 @@ pub mod size {
     pub const NARROW: f32 = 620.0;
     /// The label column of a form.
     pub const LABEL: f32 = 112.0;
+    /// The name column of facts.
+    pub const FACT: f32 = 88.0;
+    /// A line of body text.
+    pub const LINE_HEIGHT: f32 = 18.0;
     /// The widest a text field gets.
     pub const FIELD: f32 = 420.0;
     /// A text field does not share its line when that would make it narrower than this.
@@ -65,7 +71,7 @@ pub mod size {
     /// The tallest the live picture of the overview gets.
     pub const PICTURE_HEIGHT: f32 = 360.0;
     /// The room that a *Choose…* button takes, with its gap.
-    pub const CHOOSE: f32 = 116.0;
+    pub const CHOOSE: f32 = 122.0;
     /// The room that a *Read only* box takes, with its gap.
     pub const CHECK: f32 = 104.0;
     /// How thick a meter is.

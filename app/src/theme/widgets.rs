@@ -138,6 +138,7 @@ impl Amount<'_> {
             // The handle's size follows the height.
             spacing.interact_size.y = size::SLIDER_HEIGHT;
             ui.visuals_mut().selection.bg_fill = t.accent;
+            ui.visuals_mut().widgets.inactive.bg_fill = t.border;
             ui.add(slider).labelled_by(label)
         });
         let shown = *value;
@@ -263,7 +264,8 @@ impl UiExt for Ui {
             let own = texture.size_vec2();
             let scale = (rect.width() / own.x.max(1.0)).min(rect.height() / own.y.max(1.0));
             let place = egui::Rect::from_center_size(rect.center(), own * scale);
-            egui::Image::new(texture).corner_radius(corners).paint_at(self, place);
+            // Hardly round: a guest's first letter is in the corner.
+            egui::Image::new(texture).corner_radius(size::RADIUS_PICTURE).paint_at(self, place);
         }
         let line = Stroke::new(size::LINE, t.border);
         self.painter().rect_stroke(rect, corners, line, egui::StrokeKind::Inside);
@@ -334,12 +336,12 @@ impl UiExt for Ui {
             ui.add_space(size::GAP_SMALL);
             words(&mut ui);
         }
-        focus_ring(self, &response, size::RADIUS_LARGE);
+        focus_ring(self, &response, size::RADIUS);
         response.on_hover_cursor(egui::CursorIcon::PointingHand)
     }
 
     fn state_sign(&mut self, shape: Shape, color: Color32, word: &str) -> Response {
-        let line = vec2(self.available_width(), size::TEXT);
+        let line = vec2(self.available_width(), size::LINE_HEIGHT);
         self.allocate_ui_with_layout(line, Layout::left_to_right(Align::Center), |ui| {
             ui.spacing_mut().item_spacing.x = 6.0;
             let (rect, _) = ui.allocate_exact_size(vec2(12.0, 12.0), Sense::hover());
@@ -444,7 +446,7 @@ impl UiExt for Ui {
     fn fact(&mut self, name: &str, value: &str) {
         let t = self.tokens();
         self.with_layout(Layout::left_to_right(Align::TOP), |ui| {
-            let (column, _) = ui.allocate_exact_size(vec2(size::LABEL, 20.0), Sense::hover());
+            let (column, _) = ui.allocate_exact_size(vec2(size::FACT, size::LINE_HEIGHT), Sense::hover());
             let mut left = ui.new_child(UiBuilder::new().max_rect(column));
             let label = left.add(Label::new(RichText::new(name).color(t.text_muted)).truncate()).id;
             ui.add(Label::new(value).wrap().selectable(true)).labelled_by(label);
@@ -457,7 +459,8 @@ impl UiExt for Ui {
         let mut open = self.data(|data| data.get_temp::<bool>(id)).unwrap_or(false);
         let sign = if open { icon::UNFOLDED } else { icon::FOLDED };
         let text = RichText::new(label).font(FontId::new(size::TEXT, semibold()));
-        let response = self.add(Button::new((RichText::new(sign).color(t.text_muted), text)).frame_when_inactive(false));
+        let response =
+            self.add(Button::new((RichText::new(sign).color(t.text_muted), text)).frame_when_inactive(false));
         response.widget_info(|| {
             let mut info = WidgetInfo::labeled(WidgetType::CollapsingHeader, true, label);
             info.selected = Some(open);
@@ -494,14 +497,14 @@ impl UiExt for Ui {
     fn dark_screen(&mut self, size: egui::Vec2, icon: &str, word: &str) -> Response {
         let t = self.tokens();
         let (rect, response) = self.allocate_exact_size(size, Sense::click());
-        self.painter().rect_filled(rect, CornerRadius::same(size::RADIUS_LARGE), t.screen);
+        self.painter().rect_filled(rect, CornerRadius::same(size::RADIUS), t.screen);
         let font = FontId::proportional(size::ICON_HERO);
         let lift = vec2(0.0, 14.0);
         self.painter().text(rect.center() - lift, egui::Align2::CENTER_CENTER, icon, font, t.on_screen);
         let font = FontId::proportional(size::TEXT);
         self.painter().text(rect.center() + lift * 1.4, egui::Align2::CENTER_CENTER, word, font, t.on_screen);
         name(&response, WidgetType::Image, true, word);
-        focus_ring(self, &response, size::RADIUS_LARGE);
+        focus_ring(self, &response, size::RADIUS);
         response
     }
 }

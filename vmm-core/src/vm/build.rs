@@ -10,12 +10,13 @@ use super::boot_plan::BootPlan;
 use super::control::Message;
 use super::machine::{Machine, Notice};
 use super::{BuildError, Ports};
-use crate::backend::disk::{OpenOptions, RawDisk};
+use crate::backend::disk::{Medium, OpenOptions, RawDisk};
 use crate::backend::display::Mode;
 use crate::backend::monitor::Monitor;
 use crate::base::{Component, Executor, GuestMemory, WorkerThread};
 use crate::boot::linux::Entry;
 use crate::config::{Cache, VmConfig};
+use crate::devices::ahci::{Ahci, AhciParts};
 use crate::devices::chipset::{HostBridge, Lpc, Pirq};
 use crate::devices::legacy::{
     CmosSizes, DebugCon, FwCfg, HostClock, I8042, I8042_PORTS, PmBlock, Port92, ResetControl, Rtc, Serial,
@@ -47,6 +48,7 @@ mod slot {
 pub(super) struct Parts {
     pub power: Arc<PmBlock>,
     pub monitor: Monitor,
+    pub drives: Option<Arc<Ahci>>,
 }
 
 fn host<T>(what: &str, result: io::Result<T>) -> Result<T, BuildError> {
@@ -92,7 +94,7 @@ impl Machine {
         let bridge = Arc::new(HostBridge::new(buses.memory.clone(), root.ecam()));
         let lpc = Arc::new(Lpc::new(buses.ports.clone(), power.clone(), pirq.clone()));
         let boot = BootPlan::new(config, &kvm)?;
-        let items = boot.firmware_items(&memory, &[], &bridge);
+        let items = boot.firmware_items(&memory, &boot_order(config), &bridge);
         let items =
             items.map_err(|e| BuildError::Host { what: "could not describe the machine".into(), source: e.into() })?;
         let fw_cfg = Arc::new(FwCfg::new(memory.clone(), items, maker.problems.clone()));
@@ -138,6 +140,8 @@ impl Machine {
             maker.virtio(slot::DISKS + index, &name, device)?;
         }
 
+        let drives = if config.cdroms.is_empty() { None } else { Some(maker.cdroms(config)?) };
+
         let Maker { workers, components, .. } = maker;
         let generation = Arc::new(AtomicU64::new(0));
         let mut cpus = Vec::new();
@@ -158,7 +162,7 @@ impl Machine {
         }
         let fresh_chips = kvm.chips()?;
         let workers = workers.into_values().collect();
-        let parts = Parts { power, monitor };
+        let parts = Parts { power, monitor, drives };
         Ok(Machine { cpus, fresh_cpus, fresh_chips, components, parts, boot, root, kvm, generation, _workers: workers })
     }
 }
@@ -230,10 +234,47 @@ impl Maker<'_> {
         Ok(())
     }
 
+    /// The SATA controller with the CD-ROM drives, on a thread of its own.
+    fn cdroms(&mut self, config: &VmConfig) -> Result<Arc<Ahci>, BuildError> {
+        let mut media = Vec::new();
+        for (drive, cdrom) in config.cdroms.iter().enumerate() {
+            media.push(match &cdrom.path {
+                None => None,
+                Some(path) => Some(Medium::open(path).map_err(|source| BuildError::Host {
+                    what: format!("could not put a medium in CD-ROM drive {drive}"),
+                    source: source.into(),
+                })?),
+            });
+        }
+        let messages = Mutex::new(self.messages.clone());
+        let parts = AhciParts {
+            name: "cdrom".into(),
+            memory: self.memory.clone(),
+            executor: self.worker("cdrom")?,
+            msi: self.kvm.clone(),
+            line: self.pirq.line(slot::CHIPSET, 0),
+            problems: self.problems.clone(),
+            ejected: Arc::new(move |drive| notify(&messages, Notice::Ejected { drive })),
+        };
+        let ahci = host("could not create the SATA controller", Ahci::new(parts, media))?;
+        self.pci(PciAddress::new(slot::CHIPSET, 2), ahci.clone());
+        Ok(ahci)
+    }
+
     fn pci<F: PciDevice + Component + 'static>(&mut self, address: PciAddress, function: Arc<F>) {
         self.root.add(address, function.clone());
         self.components.push(function);
     }
+}
+
+/// What firmware tries, in order, by the names of OpenFirmware paths that SeaBIOS and OVMF know: the media in CD-ROM
+/// drives, then the disks.
+fn boot_order(config: &VmConfig) -> Vec<String> {
+    let media = config.cdroms.iter().enumerate().filter(|(_, cdrom)| cdrom.path.is_some());
+    let cdroms = media.map(|(port, _)| format!("/pci@i0cf8/pci8086,2922@{:x},2/drive@{port}/disk@0", slot::CHIPSET));
+    let disks =
+        (0..config.disks.len()).map(|disk| format!("/pci@i0cf8/scsi@{:x}/disk@0,0", usize::from(slot::DISKS) + disk));
+    cdroms.chain(disks).collect()
 }
 
 /// Puts CPU 0 where a kernel starts.

@@ -179,7 +179,7 @@ impl<E: Fn(VmEvent)> Control<'_, E> {
                 self.machine.resize_display(width, height);
                 Ok(())
             }
-            _ => Err(CommandError("later".into())),
+            VmCommand::ChangeMedium { drive, path } => self.machine.change_medium(drive, path.as_deref()),
         }
     }
 

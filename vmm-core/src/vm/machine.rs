@@ -1,10 +1,13 @@
 //! A built machine as a whole: run, pause, reset. What it is made of is decided in `build.rs`.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::CommandError;
 use super::boot_plan::BootPlan;
 use super::build::Parts;
+use crate::backend::disk::Medium;
 use crate::backend::display::Mode;
 use crate::base::{Component, WorkerThread};
 use crate::boot::BootError;
@@ -125,5 +128,15 @@ impl Machine {
 
     pub(super) fn resize_display(&self, width: u32, height: u32) {
         self.parts.monitor.resize(Mode { width, height });
+    }
+
+    /// Puts a medium in a CD-ROM drive, or takes it out.
+    pub(super) fn change_medium(&self, drive: usize, path: Option<&Path>) -> Result<(), CommandError> {
+        let refused = |error: &dyn std::error::Error| CommandError(super::chain(error));
+        let Some(drives) = &self.parts.drives else {
+            return Err(CommandError("the virtual machine has no CD-ROM drive".into()));
+        };
+        let medium = path.map(Medium::open).transpose().map_err(|e| refused(&e))?;
+        drives.change(drive, medium, false).map_err(|e| refused(&e))
     }
 }

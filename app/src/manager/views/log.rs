@@ -16,12 +16,12 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>, machine: &Machine) {
             ui.muted("Reading the log…");
             return;
         };
-        if log.files.is_empty() {
+        if log.files.values().all(String::is_empty) {
             ui.muted("Nothing has been written down yet. Start the machine, and its log appears here.");
             return;
         }
         ScrollArea::vertical().auto_shrink([false, false]).stick_to_bottom(true).show(ui, |ui| {
-            for (name, text) in &log.files {
+            for (name, text) in log.files.iter().filter(|(_, text)| !text.is_empty()) {
                 ui.horizontal(|ui| {
                     ui.section(name);
                     if ui.icon_button(icon::COPY, &format!("Copy {name}")).clicked() {
@@ -29,11 +29,7 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>, machine: &Machine) {
                     }
                 });
                 ui.card(|ui| {
-                    if text.is_empty() {
-                        ui.muted("Empty.");
-                    } else {
-                        ui.add(Label::new(RichText::new(text).monospace()).wrap().selectable(true));
-                    }
+                    ui.add(Label::new(RichText::new(text).monospace()).wrap().selectable(true));
                 });
                 ui.add_space(size::GAP);
             }

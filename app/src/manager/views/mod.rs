@@ -14,12 +14,12 @@ mod shell;
 
 use std::collections::HashMap;
 
-use egui::{TextureHandle, Ui};
+use egui::{TextureHandle, Ui, WidgetInfo, WidgetType};
 
 use super::action::{Action, Command};
 use super::model::Model;
 use super::state::ViewState;
-use crate::theme::{Tone, UiExt};
+use crate::theme::{Tone, UiExt, icon};
 
 pub use hardware::attached;
 pub use shell::show;
@@ -64,7 +64,10 @@ impl View<'_> {
 
     /// A menu's row for one of several choices.
     fn command_choice(&mut self, ui: &mut Ui, command: Command, chosen: bool) {
-        if ui.radio(chosen, command.label()).clicked() {
+        let sign = if chosen { icon::CHOSEN } else { icon::NOT_CHOSEN };
+        let row = ui.menu_item(sign, command.label(), "", None);
+        row.widget_info(|| WidgetInfo::selected(WidgetType::RadioButton, true, chosen, command.label()));
+        if row.clicked() {
             self.ask(Action::Command(command));
             ui.close();
         }

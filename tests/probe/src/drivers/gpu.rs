@@ -230,7 +230,7 @@ impl Gpu {
         let answer = self.command(command::GET_EDID, &[0, 0])?;
         ensure!(answer == response::OK_EDID, "GET_EDID was answered with {answer:#x}");
         let size = self.answer.read::<u32>(HEADER_BYTES) as usize;
-        ensure!((128..=1024).contains(&size) && size % 128 == 0, "an EDID of {size} bytes");
+        ensure!((128..=1024).contains(&size) && size.is_multiple_of(128), "an EDID of {size} bytes");
         Ok(&self.answer.bytes()[HEADER_BYTES + 8..HEADER_BYTES + 8 + size])
     }
 
