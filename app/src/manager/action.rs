@@ -62,7 +62,7 @@ pub enum Power {
     /// Ask the guest to shut down.
     ShutDown,
     /// Pull the plug.
-    PowerOff,
+    Off,
     /// Press reset.
     Reset,
     /// Stop the CPUs.
@@ -372,7 +372,7 @@ impl Command {
         Some(match self {
             Command::Start => Power::Start,
             Command::ShutDown => Power::ShutDown,
-            Command::PowerOff => Power::PowerOff,
+            Command::PowerOff => Power::Off,
             Command::Reset => Power::Reset,
             Command::Pause => Power::Pause,
             Command::Resume => Power::Resume,
@@ -412,7 +412,7 @@ impl Power {
             (Power::Start, S::Broken) => Some("Its file can't be understood"),
             (Power::Start, _) => Some("It is running already"),
             (_, S::Stopped | S::Broken) => Some("It is not running"),
-            (Power::PowerOff, _) => None,
+            (Power::Off, _) => None,
             (_, S::Starting) => Some("It is still starting"),
             (_, S::Unresponsive) => Some("Its process does not answer"),
             (Power::ShutDown, S::Paused) => Some("Resume it first: a paused guest can't shut down"),

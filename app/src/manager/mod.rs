@@ -471,7 +471,7 @@ impl Manager {
         let refused = self.model.machine(&name).is_none_or(|machine| verb.refusal(machine.state).is_some());
         match verb {
             _ if refused => {}
-            Power::PowerOff | Power::Reset => self.state.dialog = Some(Dialog::Confirm(name, verb)),
+            Power::Off | Power::Reset => self.state.dialog = Some(Dialog::Confirm(name, verb)),
             _ => (self.send)(Request::Power(name, verb)),
         }
     }

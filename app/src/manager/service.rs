@@ -296,14 +296,14 @@ fn power(library: &Library, name: &str, verb: Power) -> Result<(), Failure> {
             };
         }
         Power::ShutDown => ("was not asked to shut down", protocol::Request::ShutDown),
-        Power::PowerOff => ("was not powered off", protocol::Request::PowerOff),
+        Power::Off => ("was not powered off", protocol::Request::PowerOff),
         Power::Reset => ("was not reset", protocol::Request::Reset),
         Power::Pause => ("was not paused", protocol::Request::Pause),
         Power::Resume => ("was not resumed", protocol::Request::Resume),
     };
     let asked = match (ask(library, name, &request), verb) {
         // Pulling the plug needs nobody's answer.
-        (Err(AskError::Control(_)), Power::PowerOff) => {
+        (Err(AskError::Control(_)), Power::Off) => {
             library.load(name).and_then(|machine| machine.end_holder()).map_err(Into::into)
         }
         (asked, _) => asked,

@@ -291,7 +291,7 @@ fn pulling_the_plug_asks_first_and_escape_keeps_the_machine() {
     open(&mut stage);
     assert!(stage.harness.get_by_label("Cancel").is_focused());
     stage.click("Power Off");
-    assert_eq!(stage.asked(), [Request::Power("Debian".into(), Power::PowerOff)]);
+    assert_eq!(stage.asked(), [Request::Power("Debian".into(), Power::Off)]);
 }
 
 #[test]
@@ -468,8 +468,11 @@ fn the_workers_are_told_what_is_looked_at_so_that_they_read_no_more() {
     assert!(stage.shows("serial.log") && stage.shows("login:"));
 }
 
-/// Every page of the manager, by name.
-fn pages() -> Vec<(&'static str, fn(&mut Stage))> {
+/// A page's name, and the way to it.
+type Page = (&'static str, fn(&mut Stage));
+
+/// Every page of the manager.
+fn pages() -> Vec<Page> {
     vec![
         ("empty", |stage| stage.tell(Update::Machines(Ok(vec![])))),
         ("library", |stage| {

@@ -67,8 +67,7 @@ fn fonts() -> FontDefinitions {
 }
 
 fn style(t: &Tokens, base: egui::Visuals) -> Style {
-    let mut style = Style::default();
-    style.text_styles = [
+    let text_styles = [
         (TextStyle::Small, FontId::new(size::TEXT_SMALL, FontFamily::Proportional)),
         (TextStyle::Body, FontId::new(size::TEXT, FontFamily::Proportional)),
         (TextStyle::Button, FontId::new(size::TEXT, FontFamily::Proportional)),
@@ -76,6 +75,7 @@ fn style(t: &Tokens, base: egui::Visuals) -> Style {
         (TextStyle::Heading, FontId::new(size::TEXT_TITLE, semibold())),
     ]
     .into();
+    let mut style = Style { text_styles, ..Style::default() };
     style.drag_value_text_style = TextStyle::Body;
     style.animation_time = 0.0; // Nothing here moves for its own sake, and each animated frame costs a software renderer.
     style.interaction.selectable_labels = false;

@@ -113,7 +113,7 @@ fn confirm(ui: &mut Ui, view: &mut View<'_>, name: &str, verb: Power) {
         if cancel.clicked() {
             view.ask(Action::Leave);
         }
-        if verb == Power::PowerOff && ui.tool_button(Tone::Info, icon::SHUT_DOWN, "Shut Down", soft).clicked() {
+        if verb == Power::Off && ui.tool_button(Tone::Info, icon::SHUT_DOWN, "Shut Down", soft).clicked() {
             view.ask(Action::Confirm(name.to_string(), Power::ShutDown));
         }
         if ui.tool_button(Tone::Error, sign, label, None).clicked() {
