@@ -1,5 +1,7 @@
 //! The command line as scripts use it: verbs that need no guest, on a library of their own, by the real program.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

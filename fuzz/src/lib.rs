@@ -79,10 +79,11 @@ impl<'a> Choices<'a> {
     }
 }
 
-/// A driver that writes anything into its rings and registers.
-pub fn hostile_driver<D: Device>(make: impl Fn() -> D, data: &[u8]) {
+/// A driver that writes anything into its rings and registers. `twin` makes a device that takes over the first one's
+/// state.
+pub fn hostile_driver<D: Device>(device: D, twin: impl Fn() -> D, data: &[u8]) {
     let mut choices = Choices::new(data);
-    let mut guest = Guest::new(make());
+    let mut guest = Guest::new(device);
     guest.start();
     let queues = usize::from(guest.queue_count()).max(1);
     for _ in 0..STEPS {
@@ -108,6 +109,7 @@ pub fn hostile_driver<D: Device>(make: impl Fn() -> D, data: &[u8]) {
             }
             8 => guest.write_device_config(u32::from(choices.u8()), choices.bytes(4)),
             9 => guest.write_common(u32::from(choices.u8()) % 0x40, choices.bytes(4)),
+            10 if choices.u8() % 4 == 0 => guest.move_to(twin(), None),
             10 => {
                 guest.pause();
                 guest.resume();
@@ -125,13 +127,13 @@ pub fn hostile_driver<D: Device>(make: impl Fn() -> D, data: &[u8]) {
 /// A driver that keeps to the rules of its queues, and sends what `request` makes: a queue, the readable and the writable
 /// buffers. `answer` sees each answer with the room it had.
 pub fn honest_driver<D: Device>(
-    make: impl Fn() -> D,
+    device: D,
     data: &[u8],
     mut request: impl FnMut(&mut Choices<'_>, &[u64]) -> (usize, Vec<Vec<u8>>, Vec<u32>),
     mut answer: impl FnMut(usize, &[u8]),
 ) {
     let mut choices = Choices::new(data);
-    let mut guest = Guest::new(make());
+    let mut guest = Guest::new(device);
     guest.start();
     // Memory of the guest's own, for devices that are told addresses.
     let memory: Vec<u64> = (0..4).map(|_| guest.alloc(0x1_0000)).collect();
@@ -153,8 +155,7 @@ pub fn honest_driver<D: Device>(
             guest.start();
         }
     }
-    if choices.u8() % 2 == 0 {
-        guest.move_to(make(), None);
-    }
+    guest.pause();
+    guest.resume();
     guest.reset();
 }

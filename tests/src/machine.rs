@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::nested::{Host, Output, Step};
 use crate::screen::{Font, Image};
@@ -11,6 +11,8 @@ use crate::screen::{Font, Image};
 const LIFE: Duration = Duration::from_secs(600);
 /// How long one command may take.
 const COMMAND: Duration = Duration::from_secs(120);
+/// How often its screen is looked at.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// The beginning of a script that uses `orangery`: this build's program is in the path, and its library of machines is
 /// apart from a person's.
@@ -56,27 +58,29 @@ impl<'h> Machine<'h> {
         self.serial.wait_for("stdout", text)
     }
 
-    /// Takes a picture of its screen.
-    pub fn screenshot(&self) -> Result<Image> {
-        let output = self.verb("screenshot", "screen.png")?.success()?;
-        Image::read(&output.folder.join("screen.png"))
-    }
-
-    /// Takes pictures of its screen until the text on it is as wanted; the text.
+    /// Looks at its screen until the text there is as wanted; the text. The last picture stays in the script's folder.
     pub fn wait_for_screen(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> Result<String> {
         let font = Font::vga()?;
         let mut text = String::new();
-        while self.run.ended()?.is_none() {
-            // The guest may be between two modes.
-            let output = self.verb("screenshot", "screen.png")?;
-            if output.code == 0 {
-                text = font.read(&Image::read(&output.folder.join("screen.png"))?);
+        // A picture appears whole, under its name; the guest may be between two modes and have none.
+        let script = format!(
+            "{}until [[ -e enough ]]; do orangery screenshot {} new.png && mv new.png screen.png; sleep 0.2; done",
+            preamble(self.host)?,
+            self.name
+        );
+        let mut look = self.host.spawn("screen", &script, LIFE)?;
+        let picture = look.folder().join("screen.png");
+        while self.run.ended()?.is_none() && look.ended()?.is_none() {
+            if picture.exists() {
+                text = font.read(&Image::read(&picture)?);
             }
             if wanted(&text) {
+                std::fs::write(look.folder().join("enough"), "").context("could not end the script")?;
                 return Ok(text);
             }
+            std::thread::sleep(LOOK);
         }
-        anyhow::bail!("{what} never came on the screen, whose last text was:\n{text}")
+        bail!("{what} never came on the screen, whose last text was:\n{text}\nsee {}", picture.display())
     }
 
     /// Waits until it has stopped by itself.

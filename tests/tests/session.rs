@@ -1,5 +1,7 @@
 //! Machines in processes of their own, on this computer's /dev/kvm: SeaBIOS without a disk is guest enough.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

@@ -91,15 +91,15 @@ pub struct OwnDisk {
 }
 
 impl<'a> Shown<'a> {
-    /// A machine as it is; `running` is absent when it does not run.
-    pub fn new(machine: &'a Machine, running: Option<&'a State>) -> Shown<'a> {
+    /// A machine as it is; `running` is absent when it does not run or does not answer.
+    pub fn new(machine: &'a Machine, power: Power, running: Option<&'a State>) -> Shown<'a> {
         let own_disks = machine.own_disks().into_iter().map(|(path, used)| OwnDisk { path, used }).collect();
         Shown {
             name: &machine.name,
             id: &machine.id,
             created: machine.created,
             folder: machine.folder().into(),
-            state: running.map_or(Power::Stopped, |state| state.power).word(),
+            state: power.word(),
             config: machine.resolved(),
             own_disks,
             running,

@@ -12,7 +12,7 @@ use super::args::{Cli, MachineArgs, Net, Verb, Which};
 use super::output::{Checked, Deleted, Detected, Listed, Shown, table, words};
 use super::{CliError, Exit, print};
 use crate::control::protocol::Request;
-use crate::control::{Client, ControlError, Power, keys};
+use crate::control::{Client, ControlError, Power, State, keys};
 use crate::library::{self, Entry, HostLimits, Library, Machine, NewDisk, NewMachine, preflight};
 use crate::session::{self, Announcement, Throwaway};
 
@@ -99,7 +99,9 @@ impl Out {
 
     /// Answers with a machine.
     fn machine(self, machine: &Machine, text: &str) {
-        self.say(&Shown::new(machine, None), text);
+        // The answer is about the machine; that it cannot be asked how it is spoils nothing.
+        let (power, state) = look(machine).unwrap_or((Power::Stopped, None));
+        self.say(&Shown::new(machine, power, state.as_ref()), text);
     }
 }
 
@@ -196,12 +198,21 @@ fn boot(args: &MachineArgs) -> Result<(), CliError> {
     Ok(session::boot(&throwaway, None)?)
 }
 
+/// What a machine does, and all it says of itself when it answers.
+fn look(machine: &Machine) -> Result<(Power, Option<State>), CliError> {
+    if machine.holder()?.is_none() {
+        return Ok((Power::Stopped, None));
+    }
+    let state = Client::connect_within(&machine.id, GLANCE).and_then(|mut client| client.state()).ok();
+    // Its lock is held and its socket is silent: it is on its way up or down.
+    Ok((state.as_ref().map_or(Power::Starting, |state| state.power), state))
+}
+
 /// What a machine does, and the process it does it in; absent when it does not run.
 fn power(machine: &Machine) -> Option<(Power, u32)> {
     let holder = machine.holder().ok().flatten()?;
-    let asked = Client::connect_within(&machine.id, GLANCE).and_then(|mut client| client.state());
-    // Its lock is held and its socket is silent: it is on its way up or down.
-    Some(asked.map_or((Power::Starting, holder.pid), |state| (state.power, state.pid)))
+    let (power, _) = look(machine).ok()?;
+    Some((power, holder.pid))
 }
 
 fn list(out: Out) -> Result<(), CliError> {
@@ -233,12 +244,8 @@ fn list(out: Out) -> Result<(), CliError> {
 
 fn show(out: Out, which: &Which) -> Result<(), CliError> {
     let machine = library()?.load(&which.name)?;
-    let running = machine.holder()?.is_some();
-    let state = match Client::connect(&machine.id).and_then(|mut client| client.state()) {
-        Ok(state) if running => Some(state),
-        _ => None,
-    };
-    let shown = Shown::new(&machine, state.as_ref());
+    let (power, state) = look(&machine)?;
+    let shown = Shown::new(&machine, power, state.as_ref());
     out.say(&shown, &words(&shown));
     Ok(())
 }

@@ -16,6 +16,7 @@ use crate::theme;
 struct State {
     model: Model,
     asks: Vec<Ask>,
+    ready: bool,
 }
 
 fn model() -> Model {
@@ -41,11 +42,17 @@ fn model() -> Model {
 
 fn harness(width: f32, model: Model) -> Harness<'static, State> {
     let show = |ui: &mut egui::Ui, state: &mut State| {
-        theme::install(ui.ctx());
+        // The typefaces are there from the pass after the one that installs them.
+        if !state.ready {
+            state.ready = true;
+            theme::install(ui.ctx());
+            ui.ctx().request_repaint();
+            return;
+        }
         let pass = overlay::show(ui, &mut state.model, false, Instant::now());
         state.asks.extend(pass.asks);
     };
-    Harness::builder().with_size([width, 600.0]).build_ui_state(show, State { model, asks: Vec::new() })
+    Harness::builder().with_size([width, 600.0]).build_ui_state(show, State { model, asks: Vec::new(), ready: false })
 }
 
 fn click(harness: &mut Harness<'_, State>, label: &str) {

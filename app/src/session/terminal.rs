@@ -85,6 +85,10 @@ impl Input {
             Ok(count) => {
                 let bytes = &chunk[..count];
                 let escape = bytes.iter().position(|&b| b == ESCAPE).filter(|_| self.raw.is_some());
+                if escape.is_some() {
+                    // What the shell says next starts on a line of its own.
+                    eprint!("\r\n");
+                }
                 self.pending.extend_from_slice(&bytes[..escape.unwrap_or(count)]);
                 return Ok(escape.is_some());
             }

@@ -64,8 +64,7 @@ impl Tables {
             (0xe_0000..0x10_0000).step_by(16).find(|&address| is_rsdp(address))?
         };
         let revision = byte(rsdp + 15);
-        let (address, entry_bytes) =
-            if revision >= 2 { (number(rsdp + 24, 8), 8) } else { (number(rsdp + 16, 4), 4) };
+        let (address, entry_bytes) = if revision >= 2 { (number(rsdp + 24, 8), 8) } else { (number(rsdp + 16, 4), 4) };
         Some(Tables { rsdp, root: Table::at(address)?, entry_bytes })
     }
 

@@ -2,8 +2,8 @@
 
 use crate::dma::Dma;
 use crate::drivers::blk::{Disk, MAX_DEPTH, SECTOR, request, status};
-use crate::drivers::lapic;
 use crate::drivers::gpu::{FORMAT_BGRX, Gpu, Rect};
+use crate::drivers::lapic;
 use crate::drivers::virtio::{PATIENCE_MICROS, feature, kind};
 use crate::machine::Machine;
 use crate::random::XorShift;
@@ -151,7 +151,8 @@ fn full_frames(machine: &Machine) -> Outcome {
     while time::micros() - start < DURATION_MICROS {
         // Something new in each: a moving bar.
         let line = frames * 8 % HEIGHT;
-        memory.words_mut()[(line * WIDTH) as usize..][..(8 * WIDTH).min((HEIGHT - line) * WIDTH) as usize].fill(frames << 3 | 0xff00);
+        memory.words_mut()[(line * WIDTH) as usize..][..(8 * WIDTH).min((HEIGHT - line) * WIDTH) as usize]
+            .fill(frames << 3 | 0xff00);
         gpu.update_all(RESOURCE, WIDTH, core::iter::once(whole), |seen| {
             if interrupts {
                 cpu::idle(seen);

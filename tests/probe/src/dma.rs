@@ -41,7 +41,10 @@ impl Dma {
     pub fn new(length: usize) -> Dma {
         let address = NEXT.load(Ordering::Relaxed);
         let next = address + (length as u64).next_multiple_of(PAGE);
-        assert!(next <= END.load(Ordering::Relaxed), "the machine has too little memory for a buffer of {length} bytes");
+        assert!(
+            next <= END.load(Ordering::Relaxed),
+            "the machine has too little memory for a buffer of {length} bytes"
+        );
         NEXT.store(next, Ordering::Relaxed);
         // SAFETY: the range is RAM behind the image, mapped, and given to nobody else.
         unsafe { ptr::write_bytes(address as *mut u8, 0, length) };

@@ -1,10 +1,10 @@
 //! Everything the probe knows of its machine before it tests anything.
 
 use crate::boot::{Handover, Words};
-use crate::memory::{Map, Range};
 use crate::drivers::pci::Bus;
-use crate::time::Reference;
 use crate::drivers::{fw_cfg, lapic};
+use crate::memory::{Map, Range};
+use crate::time::Reference;
 use crate::{dma, time};
 
 /// The machine.

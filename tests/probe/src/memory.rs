@@ -37,9 +37,8 @@ fn point(gib: usize, directory: &Table) {
 
 /// Maps the first 4 GiB; boot.s has mapped only what it needed.
 pub fn map_low() {
-    for gib in 0..4 {
-        // SAFETY: the table exists for the whole run.
-        let directory = unsafe { &page_directories[gib] };
+    // SAFETY: the tables exist for the whole run.
+    for (gib, directory) in unsafe { &page_directories }.iter().enumerate() {
         fill(directory, gib as u64 * GIB);
         point(gib, directory);
     }

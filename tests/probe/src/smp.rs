@@ -1,4 +1,4 @@
-//! Application processors: started by INIT and start-up IPIs, put to work under a ticket lock, answering IPIs.
+//! Application processors: started by INIT and start-up IPIs, put to work under one lock, answering IPIs.
 
 use crate::dma::Dma;
 use crate::drivers::lapic;
@@ -38,25 +38,24 @@ static PONG: [AtomicU32; MAX_AP + 1] = [const { AtomicU32::new(0) }; MAX_AP + 1]
 static BOOT_APIC_ID: AtomicU32 = AtomicU32::new(0);
 static STARTED: AtomicBool = AtomicBool::new(false);
 
-/// A lock that serves in order of arrival, around a plain counter.
-struct Ticket {
-    next: AtomicU32,
-    serving: AtomicU32,
+/// A spin lock around a plain counter. It does not serve in order: a virtual CPU whose turn it is may not be running.
+struct Shared {
+    locked: AtomicBool,
     counter: AtomicU64,
 }
 
-static TICKET: Ticket = Ticket { next: AtomicU32::new(0), serving: AtomicU32::new(0), counter: AtomicU64::new(0) };
+static SHARED: Shared = Shared { locked: AtomicBool::new(false), counter: AtomicU64::new(0) };
 
-impl Ticket {
+impl Shared {
     /// Adds by load and store, which only the lock makes safe.
     fn add(&self) -> bool {
-        let mine = self.next.fetch_add(1, Ordering::AcqRel);
-        let served = time::wait_for(PATIENCE_MICROS, || self.serving.load(Ordering::Acquire) == mine);
-        if served {
+        let free = || !self.locked.load(Ordering::Relaxed) && !self.locked.swap(true, Ordering::Acquire);
+        let mine = free() || time::wait_for(PATIENCE_MICROS, free);
+        if mine {
             self.counter.store(self.counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-            self.serving.store(mine.wrapping_add(1), Ordering::Release);
+            self.locked.store(false, Ordering::Release);
         }
-        served
+        mine
     }
 }
 
@@ -111,24 +110,24 @@ pub fn start(apic_ids: &[u8]) -> Outcome<()> {
 /// Lets all processors add to one counter at once; returns its final value.
 pub fn work_together() -> Outcome<u64> {
     let others = ONLINE.load(Ordering::SeqCst);
-    TICKET.counter.store(0, Ordering::SeqCst);
+    SHARED.counter.store(0, Ordering::SeqCst);
     WORKED.store(0, Ordering::SeqCst);
     WORK.fetch_add(1, Ordering::SeqCst);
     wake_all();
     for _ in 0..INCREMENTS {
-        ensure!(TICKET.add(), "the ticket lock is stuck");
+        ensure!(SHARED.add(), "the lock is stuck");
     }
     ensure!(
         time::wait_for(PATIENCE_MICROS, || WORKED.load(Ordering::SeqCst) == others),
         "{} of {others} processors ended their work",
         WORKED.load(Ordering::SeqCst)
     );
-    Ok(TICKET.counter.load(Ordering::SeqCst))
+    Ok(SHARED.counter.load(Ordering::SeqCst))
 }
 
 fn wake_all() {
-    for slot in 1..=ONLINE.load(Ordering::SeqCst) as usize {
-        lapic::send_ipi(APIC_IDS[slot].load(Ordering::SeqCst) as u8, VECTOR_IPI);
+    for id in APIC_IDS.iter().skip(1).take(ONLINE.load(Ordering::SeqCst) as usize) {
+        lapic::send_ipi(id.load(Ordering::SeqCst) as u8, VECTOR_IPI);
     }
 }
 
@@ -138,8 +137,8 @@ pub fn ping() -> Outcome<u32> {
     let before = trap::count(VECTOR_IPI);
     let round = PINGED.fetch_add(1, Ordering::SeqCst) + 1;
     wake_all();
-    for slot in 1..=others as usize {
-        if !time::wait_for(PATIENCE_MICROS, || PONG[slot].load(Ordering::SeqCst) == round) {
+    for (slot, pong) in PONG.iter().enumerate().skip(1).take(others as usize) {
+        if !time::wait_for(PATIENCE_MICROS, || pong.load(Ordering::SeqCst) == round) {
             fail!("processor {slot} does not answer an interrupt");
         }
     }
@@ -164,7 +163,7 @@ extern "C" fn probe_ap_main(slot: u32) -> ! {
         let seen = trap::total();
         if WORK.load(Ordering::SeqCst) != worked {
             worked = WORK.load(Ordering::SeqCst);
-            if (0..INCREMENTS).all(|_| TICKET.add()) {
+            if (0..INCREMENTS).all(|_| SHARED.add()) {
                 WORKED.fetch_add(1, Ordering::SeqCst);
             }
         }

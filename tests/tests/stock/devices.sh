@@ -24,8 +24,8 @@ check console [ -c /dev/hvc0 ]
 check console-write sh -c 'echo hello from the guest > /dev/hvc0'
 
 check input-ps2 has 'AT Translated Set 2 keyboard' /proc/bus/input/devices
-check input-keyboard has 'Name=.*[Vv]irt.*[Kk]eyboard' /proc/bus/input/devices
-check input-tablet has 'Name=.*[Vv]irt.*[Tt]ablet' /proc/bus/input/devices
+check input-keyboard has 'Name="Orangery Keyboard"' /proc/bus/input/devices
+check input-tablet has 'Name="Orangery Tablet"' /proc/bus/input/devices
 check power-button has 'Name="Power Button"' /proc/bus/input/devices
 
 check net-address ip address add 10.9.8.2/24 dev eth0

@@ -37,13 +37,17 @@ const DETAILED: [Mode; 5] = [
     Mode { width: 3840, height: 2160 },
 ];
 
-/// The EDID of a monitor that would best like `preferred`: 256 bytes. Modes that the format can't express are brought
-/// into its range.
+/// The nearest mode to `mode` that an EDID can name, and a guest's driver takes.
+pub fn fit(mode: Mode) -> Mode {
+    Mode {
+        width: mode.width.clamp(SMALLEST.width, LARGEST.width),
+        height: mode.height.clamp(SMALLEST.height, LARGEST.height),
+    }
+}
+
+/// The EDID of a monitor that would best like `preferred`, or what is nearest to it: 256 bytes.
 pub fn edid(preferred: Mode) -> Vec<u8> {
-    let preferred = Mode {
-        width: preferred.width.clamp(SMALLEST.width, LARGEST.width),
-        height: preferred.height.clamp(SMALLEST.height, LARGEST.height),
-    };
+    let preferred = fit(preferred);
     let mut edid = base_block(preferred).to_vec();
     edid.extend(extension());
     edid

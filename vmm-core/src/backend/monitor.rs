@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::display::{DisplaySink, Mode};
-use super::edid::edid;
+use super::edid::{edid, fit};
 
 /// Who drives the monitor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +41,7 @@ struct Inner {
 impl Monitor {
     /// A monitor that shows on `sink` and would best like `preferred`. Fails when the host is out of file descriptors.
     pub fn new(sink: Box<dyn DisplaySink>, preferred: Mode) -> io::Result<Monitor> {
-        let inner = Inner { sink, preferred, painter: Painter::Vga, turns: 0 };
+        let inner = Inner { sink, preferred: fit(preferred), painter: Painter::Vga, turns: 0 };
         Ok(Monitor {
             shared: Arc::new(Shared {
                 inner: Mutex::new(inner),
@@ -55,8 +55,9 @@ impl Monitor {
         self.shared.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The window has room for this many pixels now: the guest is offered the mode.
+    /// The window has room for this many pixels now: the guest is offered the mode, or the nearest there can be.
     pub fn resize(&self, mode: Mode) {
+        let mode = fit(mode);
         let changed = {
             let mut inner = self.lock();
             std::mem::replace(&mut inner.preferred, mode) != mode
@@ -144,5 +145,7 @@ mod tests {
         monitor.resize(Mode { width: 800, ..MODE });
         assert_eq!(monitor.shared.resized.read().unwrap(), 1);
         assert_eq!(monitor.preferred().width, 800);
+        monitor.resize(Mode { width: 0, height: 0 });
+        assert!(monitor.preferred().width > 0, "a window that is folded away is no monitor without pixels");
     }
 }

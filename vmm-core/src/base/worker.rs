@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -54,7 +54,7 @@ struct Reactor {
     epoll: Epoll,
     mailbox: Receiver<Message>,
     tasks: HashMap<TaskId, (Box<dyn Task>, Vec<u64>)>,
-    entries: HashMap<u64, (TaskId, u32, RawFd)>,
+    entries: HashMap<u64, (TaskId, u32, OwnedFd)>,
     next_entry: u64,
 }
 
@@ -72,8 +72,12 @@ impl Reactor {
         for (fd, token) in task.descriptors() {
             let entry = self.next_entry;
             self.next_entry += 1;
+            // SAFETY: the task keeps its descriptors open until it has stopped.
+            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+            // A copy of its own, for two tasks may wait on the same descriptor, which epoll knows only once.
+            let Ok(fd) = fd.try_clone_to_owned() else { continue };
             // A descriptor that can't be polled (a regular file) is always ready and needs no waiting.
-            if self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, entry)).is_ok() {
+            if self.epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), EpollEvent::new(events, entry)).is_ok() {
                 self.entries.insert(entry, (id, token, fd));
                 own.push(entry);
             }
@@ -86,7 +90,7 @@ impl Reactor {
         if let Some((task, own)) = self.tasks.remove(&id) {
             for entry in own {
                 if let Some((_, _, fd)) = self.entries.remove(&entry) {
-                    let _ = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
+                    let _ = self.epoll.ctl(ControlOperation::Delete, fd.as_raw_fd(), EpollEvent::default());
                 }
             }
             task.stopped();
@@ -119,10 +123,10 @@ impl Reactor {
                 if !self.read_mail() {
                     return None;
                 }
-            } else if let Some(&(id, token, _)) = self.entries.get(&event.data())
-                && let Some((task, _)) = self.tasks.get_mut(&id)
+            } else if let Some((id, token, _)) = self.entries.get(&event.data())
+                && let Some((task, _)) = self.tasks.get_mut(id)
             {
-                task.ready(token);
+                task.ready(*token);
             }
         }
         Some(count)
@@ -291,6 +295,31 @@ mod tests {
         bell.write(1).unwrap();
         executor.flush();
         assert_eq!(count.load(Ordering::SeqCst), before + 1001);
+    }
+
+    #[test]
+    fn two_tasks_that_wait_on_the_same_descriptor_both_hear() {
+        let executor = InlineExecutor::new().unwrap();
+        let (first, bell, count) = counter();
+        let second = Box::new(Counter { bell: bell.try_clone().unwrap(), count: count.clone() });
+        let shared = first.bell.as_raw_fd();
+        struct Borrowed(Box<Counter>, RawFd);
+        impl Task for Borrowed {
+            fn descriptors(&self) -> Vec<(RawFd, u32)> {
+                vec![(self.1, 1)]
+            }
+            fn ready(&mut self, token: u32) {
+                self.0.ready(token);
+            }
+            fn stopped(self: Box<Self>) {}
+        }
+        executor.submit(first);
+        executor.submit(Box::new(Borrowed(second, shared)));
+        executor.flush();
+        let before = count.load(Ordering::SeqCst);
+        bell.write(1).unwrap();
+        executor.flush();
+        assert_eq!(count.load(Ordering::SeqCst), before + 2);
     }
 
     #[test]

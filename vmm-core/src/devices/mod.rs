@@ -8,4 +8,5 @@ pub mod virtio_blk;
 pub mod virtio_console;
 pub mod virtio_gpu;
 pub mod virtio_input;
+pub mod virtio_net;
 pub mod virtio_rng;

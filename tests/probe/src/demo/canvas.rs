@@ -68,7 +68,8 @@ impl Canvas {
         for y in inside.top..inside.bottom {
             let along = (y - area.top) as u32 * 255 * 256 / height;
             for (index, pixel) in self.row(y, inside.left, inside.width()).iter_mut().enumerate() {
-                let noise = (index as u32).wrapping_mul(0x9e37_79b1).wrapping_add((y as u32).wrapping_mul(0x85eb_ca77)) >> 24;
+                let noise =
+                    (index as u32).wrapping_mul(0x9e37_79b1).wrapping_add((y as u32).wrapping_mul(0x85eb_ca77)) >> 24;
                 *pixel = mix(top, bottom, ((along + noise) / 256).min(255));
             }
         }
@@ -83,7 +84,14 @@ impl Canvas {
     }
 
     /// A disc with a soft edge, inside `clip`; `shade(x, y)` gives the colour at an offset from the centre.
-    pub fn disc(&self, clip: Area, (cx, cy): (f32, f32), radius: f32, opacity: f32, shade: impl Fn(f32, f32) -> Colour) {
+    pub fn disc(
+        &self,
+        clip: Area,
+        (cx, cy): (f32, f32),
+        radius: f32,
+        opacity: f32,
+        shade: impl Fn(f32, f32) -> Colour,
+    ) {
         let reach = radius + 1.0;
         let area = self.clip(clip.cut(Area::around(cx, cy, reach)));
         for y in area.top..area.bottom {
@@ -170,7 +178,12 @@ impl Area {
     pub fn around(x: f32, y: f32, reach: f32) -> Area {
         // Coordinates can be negative, where `as` rounds up: one more pixel all around.
         let area = |value: f32| value as i32;
-        Area { left: area(x - reach) - 1, top: area(y - reach) - 1, right: area(x + reach) + 2, bottom: area(y + reach) + 2 }
+        Area {
+            left: area(x - reach) - 1,
+            top: area(y - reach) - 1,
+            right: area(x + reach) + 2,
+            bottom: area(y + reach) + 2,
+        }
     }
 
     /// Width.

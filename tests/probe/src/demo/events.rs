@@ -41,9 +41,12 @@ pub enum Happening {
     Wheel(i32),
 }
 
+/// Least and greatest value of the horizontal and the vertical axis.
+type Ranges = [(u32, u32); 2];
+
 /// All input.
 pub struct Sources {
-    devices: [Option<(Input, [(u32, u32); 2])>; MAX_DEVICES],
+    devices: [Option<(Input, Ranges)>; MAX_DEVICES],
     ps2: Option<Ps2>,
 }
 
@@ -98,7 +101,7 @@ impl Sources {
     }
 }
 
-fn translate(event: Event, ranges: &[(u32, u32); 2]) -> Option<Happening> {
+fn translate(event: Event, ranges: &Ranges) -> Option<Happening> {
     let share = |(low, high): (u32, u32)| {
         let value = event.value.clamp(low, high) - low;
         (u64::from(value) * 65536 / u64::from(high - low)) as u32

@@ -171,7 +171,8 @@ fn flatten(strokes: &str, scale: f32, pieces: &mut [Piece; MAX_PIECES]) -> usize
                     let mut from = start;
                     for step in 1..=CURVE_STEPS {
                         let t = step as f32 / CURVE_STEPS as f32;
-                        let mix = |a: f32, b: f32, c: f32| (1.0 - t) * (1.0 - t) * a + 2.0 * t * (1.0 - t) * b + t * t * c;
+                        let mix =
+                            |a: f32, b: f32, c: f32| (1.0 - t) * (1.0 - t) * a + 2.0 * t * (1.0 - t) * b + t * t * c;
                         let to = (mix(start.0, point.0, end.0), mix(start.1, point.1, end.1));
                         push(from, to);
                         from = to;

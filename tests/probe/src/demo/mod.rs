@@ -170,7 +170,10 @@ impl Demo {
                     pointed = true;
                 }
                 Happening::By { x: by_x, y: by_y } => {
-                    pointer.move_to(x.saturating_add(by_x).clamp(0, width - 1), y.saturating_add(by_y).clamp(0, height - 1));
+                    pointer.move_to(
+                        x.saturating_add(by_x).clamp(0, width - 1),
+                        y.saturating_add(by_y).clamp(0, height - 1),
+                    );
                     pointed = true;
                 }
                 Happening::Wheel(steps) => {

@@ -1,8 +1,8 @@
 //! The demo's panels of text: the machine, the self-test, what is typed and where the pointer is.
 
 use super::canvas::{Area, Canvas, Colour};
-use super::{font, keys};
 use super::scene::{Layout, palette};
+use super::{font, keys};
 use crate::machine::Machine;
 use crate::report::Summary;
 use crate::text::Text;
@@ -181,7 +181,14 @@ impl Typing {
 }
 
 /// Draws the pointer's panel; returns what was drawn over.
-pub fn pointer(canvas: &Canvas, base: &Canvas, layout: &Layout, at: Option<(i32, i32)>, buttons: u8, wheel: i32) -> Area {
+pub fn pointer(
+    canvas: &Canvas,
+    base: &Canvas,
+    layout: &Layout,
+    at: Option<(i32, i32)>,
+    buttons: u8,
+    wheel: i32,
+) -> Area {
     let area = inside(layout, layout.pointer);
     canvas.restore(base, area);
     let row = line(layout, area, 0);

@@ -58,9 +58,10 @@ impl Pointer {
     /// The pixels it touches.
     pub fn area(&self) -> Area {
         let at = self.at.map_or(Area::EMPTY, |(x, y)| Area::around(x as f32, y as f32, self.reach()));
-        self.trail.iter().filter(|(_, _, age)| *age > 0).fold(at, |area, (x, y, _)| {
-            area.union(Area::around(*x as f32, *y as f32, 6.0 * self.scale))
-        })
+        self.trail
+            .iter()
+            .filter(|(_, _, age)| *age > 0)
+            .fold(at, |area, (x, y, _)| area.union(Area::around(*x as f32, *y as f32, 6.0 * self.scale)))
     }
 
     /// Draws it, as far as it is inside `clip`.

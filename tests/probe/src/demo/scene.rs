@@ -143,7 +143,9 @@ fn stage(canvas: &Canvas, layout: &Layout) {
     for ring in 0..40 {
         canvas.disc(sky, sun, glow * (1.0 - ring as f32 * 0.018), 0.014, |_, _| 0xffd9a0);
     }
-    canvas.disc(sky, sun, area.height() as f32 * 0.13, 1.0, |_, dy| mix(0xfff1cf, 0xffc46b, (dy * 2.0).clamp(0.0, 255.0) as u32));
+    canvas.disc(sky, sun, area.height() as f32 * 0.13, 1.0, |_, dy| {
+        mix(0xfff1cf, 0xffc46b, (dy * 2.0).clamp(0.0, 255.0) as u32)
+    });
     hills(canvas, sky, layout.scale);
     canvas.gradient(Area { top: horizon, ..area }, palette::FLOOR[0], palette::FLOOR[1]);
     bars(canvas, layout);
@@ -183,7 +185,8 @@ fn bars(canvas: &Canvas, layout: &Layout) {
     const STEPS: i32 = 32;
     for step in 0..STEPS {
         let grey = (step * 255 / (STEPS - 1)) as u32;
-        let bar = Area { left: edge(step, STEPS), top: top + height, right: edge(step + 1, STEPS), bottom: area.bottom };
+        let bar =
+            Area { left: edge(step, STEPS), top: top + height, right: edge(step + 1, STEPS), bottom: area.bottom };
         canvas.fill(bar, grey << 16 | grey << 8 | grey);
     }
 }
@@ -262,7 +265,10 @@ impl Orange {
             ..self.layout.stage
         });
         let body = Area::around(x, y, radius * 1.25);
-        let all = self.moons().iter().fold(body, |area, ((at, radius, _), _)| area.union(Area::around(at.0, at.1, *radius + 1.0)));
+        let all = self
+            .moons()
+            .iter()
+            .fold(body, |area, ((at, radius, _), _)| area.union(Area::around(at.0, at.1, *radius + 1.0)));
         all.union(shadow).cut(self.layout.stage)
     }
 

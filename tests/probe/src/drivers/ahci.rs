@@ -230,10 +230,6 @@ impl Port {
             registers.write32(PORT_IS, u32::MAX);
             registers.write32(PORT_CMD, registers.read32(PORT_CMD) | CMD_START);
         }
-        Ok(Ended {
-            ok: task_file & TFD_ERROR == 0,
-            error: (task_file >> 8) as u8,
-            bytes: self.command_list.read(4),
-        })
+        Ok(Ended { ok: task_file & TFD_ERROR == 0, error: (task_file >> 8) as u8, bytes: self.command_list.read(4) })
     }
 }

@@ -205,7 +205,13 @@ impl Gpu {
 
     /// Copies and shows rectangles of a resource that is `stride` pixels wide, all with one doorbell. `wait` is called
     /// with `trap::total` as it was before the last look, while the device is busy.
-    pub fn update_all(&mut self, id: u32, stride: u32, rects: impl Iterator<Item = Rect>, wait: impl FnMut(u32)) -> Outcome<()> {
+    pub fn update_all(
+        &mut self,
+        id: u32,
+        stride: u32,
+        rects: impl Iterator<Item = Rect>,
+        wait: impl FnMut(u32),
+    ) -> Outcome<()> {
         for rect in rects.take(POSTS / 2) {
             let offset = u64::from(rect.y * stride + rect.x) * 4;
             let body = [rect.x, rect.y, rect.width, rect.height, offset as u32, (offset >> 32) as u32, id, 0];
@@ -230,12 +236,20 @@ impl Gpu {
         let answer = self.command(command::GET_EDID, &[0, 0])?;
         ensure!(answer == response::OK_EDID, "GET_EDID was answered with {answer:#x}");
         let size = self.answer.read::<u32>(HEADER_BYTES) as usize;
-        ensure!((128..=1024).contains(&size) && size % 128 == 0, "an EDID of {size} bytes");
+        ensure!((128..=1024).contains(&size) && size.is_multiple_of(128), "an EDID of {size} bytes");
         Ok(&self.answer.bytes()[HEADER_BYTES + 8..HEADER_BYTES + 8 + size])
     }
 
     /// Creates a resource backed by `memory`, handed to the device in `entries` pieces (it need not divide evenly).
-    pub fn create(&mut self, id: u32, format: u32, width: u32, height: u32, memory: &Dma, entries: usize) -> Outcome<()> {
+    pub fn create(
+        &mut self,
+        id: u32,
+        format: u32,
+        width: u32,
+        height: u32,
+        memory: &Dma,
+        entries: usize,
+    ) -> Outcome<()> {
         self.expect(command::RESOURCE_CREATE_2D, &[id, format, width, height])?;
         let step = memory.len().div_ceil(entries).next_multiple_of(4);
         let count = memory.len().div_ceil(step);

@@ -79,7 +79,8 @@ pub struct Bar {
 
 impl Function {
     fn select(&self, offset: u8) {
-        let address = 0x8000_0000 | u32::from(self.slot) << 11 | u32::from(self.function) << 8 | u32::from(offset & 0xfc);
+        let address =
+            0x8000_0000 | u32::from(self.slot) << 11 | u32::from(self.function) << 8 | u32::from(offset & 0xfc);
         outl(CONFIG_ADDRESS, address);
     }
 
@@ -306,7 +307,8 @@ impl Bus {
     pub fn virtio(&self, kind: u16) -> impl Iterator<Item = &Function> {
         self.functions().iter().filter(move |function| {
             let transitional = (0x1000..0x1040).contains(&function.device);
-            let id = if transitional { function.read16(register::SUBSYSTEM) } else { function.device.wrapping_sub(0x1040) };
+            let id =
+                if transitional { function.read16(register::SUBSYSTEM) } else { function.device.wrapping_sub(0x1040) };
             function.vendor == 0x1af4 && id == kind
         })
     }

@@ -107,15 +107,8 @@ impl Device {
         ensure!(common.len() >= common::BYTES, "the common configuration has only {} bytes", common.len());
         let notify_multiplier = function.read32(notify_at + 16);
         let config = structure(CAP_DEVICE).map(|(window, _)| window);
-        let mut device = Device {
-            common,
-            notify,
-            notify_multiplier,
-            config,
-            msix: function.msix(),
-            features: 0,
-            config_vector: 0,
-        };
+        let mut device =
+            Device { common, notify, notify_multiplier, config, msix: function.msix(), features: 0, config_vector: 0 };
         device.reset()?;
         device.set_status(STATUS_ACKNOWLEDGE);
         device.set_status(STATUS_DRIVER);
@@ -210,16 +203,16 @@ impl Device {
         let descriptors = Dma::new(entries * DESC_BYTES);
         let available = Dma::new(6 + 2 * entries);
         let used = Dma::new(6 + 8 * entries);
-        for (offset, area) in [
-            (common::QUEUE_DESCRIPTORS, descriptors),
-            (common::QUEUE_DRIVER, available),
-            (common::QUEUE_DEVICE, used),
-        ] {
+        for (offset, area) in
+            [(common::QUEUE_DESCRIPTORS, descriptors), (common::QUEUE_DRIVER, available), (common::QUEUE_DEVICE, used)]
+        {
             common.write32(offset, area.address() as u32);
             common.write32(offset + 4, (area.address() >> 32) as u32);
         }
         let offset = u64::from(common.read16(common::QUEUE_NOTIFY_OFF)) * u64::from(self.notify_multiplier);
-        let Some(doorbell) = self.notify.part(offset, 2) else { fail!("queue {index}'s doorbell is outside of its window") };
+        let Some(doorbell) = self.notify.part(offset, 2) else {
+            fail!("queue {index}'s doorbell is outside of its window")
+        };
         common.write16(common::QUEUE_ENABLE, 1);
         ensure!(common.read16(common::QUEUE_ENABLE) == 1, "queue {index} can't be enabled");
         for descriptor in 0..size {

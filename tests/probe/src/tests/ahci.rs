@@ -213,7 +213,8 @@ pub fn disk(machine: &Machine, index: usize) -> Outcome {
         return Ok(text!("port {}, '{}', {sectors} sectors, read", port.number, ata_string(&identity, 27, 20)));
     }
     XorShift::new(99).fill(&out);
-    let result = run(ata::WRITE_DMA_EXT, out, Direction::Out).and_then(|()| run(ata::READ_DMA_EXT, back, Direction::In));
+    let result =
+        run(ata::WRITE_DMA_EXT, out, Direction::Out).and_then(|()| run(ata::READ_DMA_EXT, back, Direction::In));
     run(ata::WRITE_DMA_EXT, saved, Direction::Out)?;
     result?;
     ensure!(out.bytes() == back.bytes(), "what was written reads back differently");

@@ -37,12 +37,7 @@ pub fn cpu(machine: &Machine, index: usize) -> Outcome {
     let first = time::micros();
     let forward = time::wait_for(1_000_000, || time::micros() > first);
     ensure!(forward, "the TSC does not move");
-    Ok(text!(
-        "{vendor} {:#x}, {hypervisor}, TSC {} MHz by {:?}",
-        leaf1.eax,
-        time::tsc_khz() / 1000,
-        machine.reference
-    ))
+    Ok(text!("{vendor} {:#x}, {hypervisor}, TSC {} MHz by {:?}", leaf1.eax, time::tsc_khz() / 1000, machine.reference))
 }
 
 /// The memory map is sane, agrees with fw_cfg, and pages in all RAM keep what is written.
@@ -154,9 +149,7 @@ pub fn pci(machine: &Machine, index: usize) -> Outcome {
     Ok(text!("{} functions, {ecam}", machine.pci.functions().len()))
 }
 
-fn bars_of(
-    function: &crate::drivers::pci::Function,
-) -> impl Iterator<Item = (u8, crate::drivers::pci::Bar)> {
+fn bars_of(function: &crate::drivers::pci::Function) -> impl Iterator<Item = (u8, crate::drivers::pci::Bar)> {
     let mut next = 0;
     let normal = function.read8(crate::drivers::pci::register::HEADER_TYPE) & 0x7f == 0;
     core::iter::from_fn(move || {

@@ -65,7 +65,10 @@ pub fn acpi(machine: &Machine, index: usize) -> Outcome {
     let pm1_control = fadt.read(64, 4) as u16;
     let mut power = Text::new();
     if pm1_control != 0 {
-        ensure!(inw(pm1_control) & 1 == 1 || fadt.read(48, 4) != 0, "SCI_EN is clear, and there is no command to set it");
+        ensure!(
+            inw(pm1_control) & 1 == 1 || fadt.read(48, 4) != 0,
+            "SCI_EN is clear, and there is no command to set it"
+        );
         let _ = write!(power, ", PM1a at {pm1_control:#x}");
     }
     let Some(madt) = tables.madt() else { fail!("no usable MADT among{names}") };

@@ -55,10 +55,7 @@ pub fn echo(machine: &Machine, index: usize) -> Outcome {
         for (device, input) in inputs.iter_mut().flatten().enumerate() {
             while let Some(event) = input.poll() {
                 events += 1;
-                println!(
-                    "input device={device} kind={} code={} value={}",
-                    event.kind, event.code, event.value as i32
-                );
+                println!("input device={device} kind={} code={} value={}", event.kind, event.code, event.value as i32);
                 end |= event.kind == event::KEY && event.code == KEY_ESC && event.value == 0;
             }
         }

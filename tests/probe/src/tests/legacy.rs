@@ -181,7 +181,8 @@ pub fn bochs_display(machine: &Machine, index: usize) -> Outcome {
     let mode = [dispi::register::WIDTH, dispi::register::HEIGHT, dispi::register::DEPTH].map(dispi::read);
     ensure!(mode == [WIDTH, HEIGHT, 32], "the mode reads back as {mode:?}");
     let bytes = u64::from(WIDTH) * u64::from(HEIGHT) * 4;
-    let offsets = || [0, 4, 4096, bytes / 2, bytes - 4].into_iter().zip([0xff_8000u32, 0xff, 0x55aa55, 0xaa55aa, 0xffffff]);
+    let offsets =
+        || [0, 4, 4096, bytes / 2, bytes - 4].into_iter().zip([0xff_8000u32, 0xff, 0x55aa55, 0xaa55aa, 0xffffff]);
     offsets().for_each(|(offset, pixel)| frame.write32(offset, pixel));
     for (offset, pixel) in offsets() {
         let read = frame.read32(offset);

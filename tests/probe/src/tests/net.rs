@@ -108,4 +108,3 @@ fn is_arp_answer(buffer: &[u8], mac: [u8; 6], peer: [u8; 4]) -> bool {
             && frame[28..32] == peer
     })
 }
-

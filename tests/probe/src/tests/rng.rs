@@ -1,10 +1,10 @@
 //! virtio-rng (virtio 1.2 §5.4).
 
 use crate::dma::Dma;
-use crate::machine::Machine;
-use crate::report::{Failure, Outcome};
 use crate::drivers::pci::Msix;
 use crate::drivers::virtio::{Device, Queue, Segment, kind};
+use crate::machine::Machine;
+use crate::report::{Failure, Outcome};
 use crate::{ensure, text, time, trap};
 
 const BYTES: usize = 64;

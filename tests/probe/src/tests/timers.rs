@@ -102,7 +102,12 @@ pub fn io_apic(machine: &Machine, index: usize) -> Outcome {
     apic.route(apic.pit, vector);
     let arrived = arrives(vector, before, 5);
     apic.mask(apic.pit);
-    ensure!(arrived, "{} of 5 timer interrupts arrived on input {}", trap::count(vector).wrapping_sub(before), apic.pit);
+    ensure!(
+        arrived,
+        "{} of 5 timer interrupts arrived on input {}",
+        trap::count(vector).wrapping_sub(before),
+        apic.pit
+    );
     time::sleep_micros(2000);
     let masked = trap::count(vector);
     time::sleep_micros(5000);
@@ -161,7 +166,10 @@ pub fn rtc(_: &Machine, index: usize) -> Outcome {
     let decode = |value: u8| if status_b & 4 != 0 { value } else { (value >> 4) * 10 + (value & 15) };
     let [second, minute, hour, day, month, year, century] = {
         let raw = read();
-        ensure!(status_b & 4 != 0 || raw.iter().all(|v| v & 15 < 10), "the clock is not in BCD though register B says so");
+        ensure!(
+            status_b & 4 != 0 || raw.iter().all(|v| v & 15 < 10),
+            "the clock is not in BCD though register B says so"
+        );
         raw.map(decode)
     };
     let plausible = second < 60 && minute < 60 && (1..=31).contains(&day) && (1..=12).contains(&month) && year < 100;

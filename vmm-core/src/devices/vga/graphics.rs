@@ -51,7 +51,7 @@ impl Scan {
         let within = line % self.height;
         for (bit, &used) in self.banks.iter().enumerate() {
             if used {
-                at = at & !(0x2000 << bit) | (within as usize >> bit & 1) * (0x2000 << bit);
+                at = (at & !(0x2000 << bit)) | (within as usize >> bit & 1) << (13 + bit);
             }
         }
         at

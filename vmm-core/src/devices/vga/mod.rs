@@ -237,9 +237,14 @@ impl Vga {
         if let Some((view, slot)) = core.window
             && wanted != Some(view)
         {
-            self.collect_window(core);
             core.window = None;
             let _ = self.slots.unmap(slot);
+            // Another CPU may have written until just now, and the log is gone.
+            if view.text {
+                core.touched.text = true;
+            } else {
+                (view.offset / PAGE..(view.offset + view.len) / PAGE).for_each(|page| core.touched.add_page(page));
+            }
         }
     }
 
@@ -446,10 +451,8 @@ impl Face for Vga {
         }
         let mut core = self.lock();
         if let Some(slot) = core.bar.take() {
-            if let Ok(log) = self.slots.take_dirty(slot) {
-                core.touched.add_pages(&log, 0);
-            }
             let _ = self.slots.unmap(slot);
+            core.touched = TouchedMemory::everything();
         }
         // Where the host has no room for another slot, or RAM is in the way, every access exits.
         core.bar = address.and_then(|at| self.slots.map(at, &self.video.0, 0, VIDEO_SIZE as u64).ok());
