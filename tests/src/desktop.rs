@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
 
 use crate::process::Process;
 use crate::screen::Image;
@@ -26,6 +27,7 @@ pub struct Desktop {
     _display: Process,
     name: String,
     folder: PathBuf,
+    screen: TempDir,
 }
 
 impl Desktop {
@@ -34,9 +36,12 @@ impl Desktop {
         let folder = crate::artifacts()?.join(name);
         fs::create_dir_all(&folder).with_context(|| format!("could not make {}", folder.display()))?;
         let (reader, writer) = std::io::pipe().context("could not make a pipe")?;
+        let screen = tempfile::tempdir().context("could not make a folder for the screen")?;
         let mut server = Command::new("Xvfb");
         server
             .args(["-displayfd", "1", "-nolisten", "tcp", "-noreset", "-screen", "0", &format!("{width}x{height}x24")])
+            .arg("-fbdir")
+            .arg(screen.path())
             .stdin(Stdio::null())
             .stdout(writer)
             .stderr(File::create(folder.join("xvfb.log")).context("could not make a log")?);
@@ -50,7 +55,7 @@ impl Desktop {
         let log = File::create(folder.join("openbox.log")).context("could not make a log")?;
         manager.arg("--sm-disable").env("DISPLAY", &display).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let manager = Process::start(manager)?;
-        let desktop = Self { programs: Vec::new(), _manager: manager, _display: server, name: display, folder };
+        let desktop = Self { programs: Vec::new(), _manager: manager, _display: server, name: display, folder, screen };
         // Until the window manager is there, windows would get neither frame nor focus.
         desktop.until("the window manager", || {
             let name = desktop.tool("xprop", &["-root", "_NET_SUPPORTING_WM_CHECK"])?;
@@ -67,6 +72,11 @@ impl Desktop {
     /// Where screenshots and logs go.
     pub fn folder(&self) -> &PathBuf {
         &self.folder
+    }
+
+    /// The file that always holds the screen's pixels, in X's dump format (xwd): the pixels, 32 bits each, are its end.
+    pub fn screen(&self) -> PathBuf {
+        self.screen.path().join("Xvfb_screen0")
     }
 
     /// Starts a program on the desktop; what it prints goes to `NAME.log` in the desktop's folder.

@@ -1,0 +1,67 @@
+//! virtio-blk as the probe's driver sees it, on the same raw file.
+
+use std::fs::File;
+use std::io::Write;
+
+use anyhow::{Context, Result};
+
+use crate::Bench;
+use crate::figures::{Figure, Report, Series};
+use crate::guest::{Guest, Monitor};
+
+const ROUNDS: usize = 3;
+/// Larger than what a drive's own memory hides, small enough to be written in a moment.
+const SIZE_MIB: usize = 512;
+
+const BENCHES: &[(&str, &str, &str)] = &[
+    ("blk-seq-read", "MB/s", "virtio-blk, sequential reads of 1 MiB"),
+    ("blk-seq-write", "MB/s", "virtio-blk, sequential writes of 1 MiB"),
+    ("blk-rand-read", "IOPS", "virtio-blk, random reads of 4 KiB"),
+    ("blk-rand-write", "IOPS", "virtio-blk, random writes of 4 KiB"),
+];
+/// QEMU's ways to the file; ours is past the page cache where the file system allows it, as `cache=none` is.
+const PEERS: &[&str] = &["cache=none,aio=io_uring", "cache=writeback,aio=threads"];
+
+/// See the module.
+pub fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
+    let path = bench.scratch.path().join("disk.raw");
+    let mut file = File::create(&path).context("could not create a disk")?;
+    // A hole would be read without the drive.
+    let block: Vec<u8> = (0..1u32 << 18).flat_map(|word| word.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
+    for _ in 0..SIZE_MIB {
+        file.write_all(&block).context("could not fill a disk")?;
+    }
+    file.sync_all().context("could not fill a disk")?;
+    drop(file);
+
+    let name = |peer: usize| match peer.checked_sub(1) {
+        None => String::from("Orangery"),
+        Some(peer) => format!("QEMU q35, {}", PEERS[peer]),
+    };
+    let new = || (0..=PEERS.len()).map(|peer| Series::new(name(peer))).collect::<Vec<_>>();
+    let mut results: Vec<Vec<Series>> = BENCHES.iter().map(|_| new()).collect();
+    let words = format!("bench={}", BENCHES.iter().map(|(name, ..)| *name).collect::<Vec<_>>().join(","));
+    for _ in 0..ROUNDS {
+        for peer in 0..=PEERS.len() {
+            let monitor = if peer == 0 { Monitor::Orangery } else { Monitor::Q35Qboot };
+            let mut command = monitor.command(bench, &words);
+            if peer == 0 {
+                command.arg("--disk").arg(&path);
+            } else {
+                let drive = format!("file={},format=raw,if=none,id=disk,{}", path.display(), PEERS[peer - 1]);
+                command.args(["-drive", &drive, "-object", "iothread,id=io"]);
+                command.args(["-device", "virtio-blk-pci,drive=disk,disable-legacy=on,iothread=io"]);
+            }
+            let values = Guest::start(monitor, command)?.benches()?;
+            for ((bench, ..), series) in BENCHES.iter().zip(&mut results) {
+                let value = values.get(*bench).with_context(|| format!("{} did not measure {bench}", name(peer)))?;
+                series[peer].samples.push(*value);
+            }
+        }
+    }
+    for ((_, unit, what), mut series) in BENCHES.iter().zip(results) {
+        let ours = series.remove(0);
+        report.add(Figure { name: (*what).into(), unit, more_is_better: true, ours, others: series });
+    }
+    Ok(())
+}
