@@ -232,7 +232,7 @@ fn a_deleted_machine_comes_back_as_it_was() {
     std::fs::write(&made.resolved().disks[0].path, b"data").unwrap();
     let trashed = library.trash("A").unwrap();
     assert_eq!(names(&library), [""; 0]);
-    assert_eq!(library.trashed().unwrap(), [trashed.clone()]);
+    assert_eq!(library.trashed().unwrap(), std::slice::from_ref(&trashed));
     assert_eq!(library.restore(&trashed).unwrap(), made);
     assert_eq!(std::fs::read(&made.resolved().disks[0].path).unwrap(), b"data");
     assert_eq!(library.trashed().unwrap(), []);

@@ -128,9 +128,8 @@ impl Report {
 
     /// For scripts: everything, each sample included.
     pub fn json(&self) -> Value {
-        let series = |series: &Series| {
-            json!({ "name": series.name, "median": series.median(), "samples": series.samples })
-        };
+        let series =
+            |series: &Series| json!({ "name": series.name, "median": series.median(), "samples": series.samples });
         let figure = |figure: &Figure| {
             let others = figure.others.iter().map(|other| {
                 let mut value = series(other);
@@ -193,13 +192,8 @@ mod tests {
 
     #[test]
     fn a_peer_without_values_has_no_ratio() {
-        let figure = Figure {
-            name: String::new(),
-            unit: "ms",
-            more_is_better: false,
-            ours: series(&[2.0]),
-            others: Vec::new(),
-        };
+        let figure =
+            Figure { name: String::new(), unit: "ms", more_is_better: false, ours: series(&[2.0]), others: Vec::new() };
         assert_eq!(ratio(&figure, &series(&[8.0])), Some(0.25));
         assert_eq!(ratio(&figure, &series(&[])), None);
         assert_eq!(ratio(&figure, &series(&[0.0])), None);

@@ -1,0 +1,186 @@
+//! The probe guest on this computer's own /dev/kvm: every device of the machine, seen from inside.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use orangery_tests::kvm::Kvm;
+use orangery_tests::{media, orangery, report};
+
+/// A machine for one run of the probe.
+struct Bench {
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    /// `None` without a usable /dev/kvm: the test is counted as skipped.
+    fn new(test: &str) -> Result<Option<Bench>> {
+        if Kvm::detect() == Kvm::None {
+            report::skip(2, test, "there is no usable /dev/kvm");
+            return Ok(None);
+        }
+        let bench = Bench { folder: tempfile::tempdir()? };
+        fs::write(bench.path("probe.elf"), orangery_assets::PROBE_ELF)?;
+        fs::create_dir(bench.path("run"))?;
+        Ok(Some(bench))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Boots with these flags until the guest powers off.
+    fn boot(&self, flags: &[&str]) -> Result<Output> {
+        let mut command = Command::new(orangery()?);
+        command.args(["boot", "--headless"]).args(flags).env("XDG_RUNTIME_DIR", self.path("run"));
+        command.env_remove("DISPLAY").env_remove("WAYLAND_DISPLAY").stdin(Stdio::null());
+        command.output().context("could not start orangery")
+    }
+
+    /// Runs the probe with these words; returns what it printed.
+    fn probe(&self, words: &str, flags: &[&str]) -> Result<String> {
+        let kernel = self.path("probe.elf");
+        let kernel = kernel.to_str().context("a path")?;
+        let output = self.boot(&[&["--kernel", kernel, "--cmdline", words][..], flags].concat())?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.success(), "{words}: {text}{}", String::from_utf8_lossy(&output.stderr));
+        Ok(text)
+    }
+}
+
+/// What each test came to: `ok …`, `FAIL …` or `absent`.
+fn results(text: &str) -> BTreeMap<&str, &str> {
+    let lines = text.lines().filter_map(|line| line.trim_end().strip_prefix("test "));
+    lines.filter_map(|line| line.split_once(": ")).collect()
+}
+
+fn expect_ok(text: &str, names: &[&str]) -> Result<()> {
+    let results = results(text);
+    for &name in names {
+        let result = results.get(name).copied().unwrap_or("not tested");
+        ensure!(result.starts_with("ok"), "{name}: {result}\n{text}");
+    }
+    let failed: Vec<_> = results.iter().filter(|(_, result)| result.starts_with("FAIL")).collect();
+    ensure!(failed.is_empty(), "{failed:?}\n{text}");
+    Ok(())
+}
+
+const EVERY_DEVICE: [&str; 25] = [
+    "cpu",
+    "memory",
+    "lapic",
+    "ioapic",
+    "pic",
+    "pm-timer",
+    "rtc",
+    "smp",
+    "fw_cfg",
+    "acpi",
+    "debug-port",
+    "serial",
+    "i8042",
+    "pci",
+    "vga-text",
+    "dispi",
+    "rng",
+    "blk",
+    "blk.1",
+    "console",
+    "input",
+    "input.1",
+    "gpu",
+    "cdrom",
+    "net",
+];
+
+fn sparse(path: &Path, len: u64) -> Result<()> {
+    Ok(fs::File::create(path)?.set_len(len)?)
+}
+
+#[test]
+fn the_probe_passes_on_every_device_with_two_cpus() -> Result<()> {
+    let Some(bench) = Bench::new("the_probe_passes_on_every_device_with_two_cpus")? else { return Ok(()) };
+    sparse(&bench.path("a.img"), 64 << 20)?;
+    fs::write(bench.path("b.img"), vec![0x5a; 8 << 20])?;
+    let iso = media::grub_rescue_iso()?;
+    let (a, b) = (bench.path("a.img"), format!("{},ro", bench.path("b.img").display()));
+    let path = |p: &Path| p.to_str().map(str::to_owned).context("a path");
+    let (a, iso) = (path(&a)?, path(&iso)?);
+    let mut flags = vec!["--cpus", "2", "--memory", "256", "--disk", &a, "--disk", &b, "--cdrom", &iso];
+    let tap = Tap::new();
+    let mut expected = EVERY_DEVICE.to_vec();
+    let net = tap.as_ref().map(|tap| format!("tap={}", tap.name));
+    match &net {
+        Some(net) => flags.extend(["--net", net]),
+        None => {
+            report::skip(2, "the probe's test of virtio-net", "no tap interface can be made here");
+            expected.retain(|&name| name != "net");
+        }
+    }
+    let text = bench.probe("test=all", &flags)?;
+    expect_ok(&text, &expected)?;
+    ensure!(fs::read(bench.path("b.img"))?.iter().all(|&byte| byte == 0x5a), "a read-only disk was written");
+    Ok(())
+}
+
+#[test]
+fn memory_above_four_gib_works() -> Result<()> {
+    let Some(bench) = Bench::new("memory_above_four_gib_works")? else { return Ok(()) };
+    let text = bench.probe("test=memory,acpi,smp", &["--cpus", "4", "--memory", "3072"])?;
+    expect_ok(&text, &["memory", "acpi", "smp"])
+}
+
+#[test]
+fn what_the_guest_writes_is_in_the_file_byte_by_byte_and_reads_back_after_a_restart() -> Result<()> {
+    const SEED: u64 = 77;
+    let name = "what_the_guest_writes_is_in_the_file_byte_by_byte_and_reads_back_after_a_restart";
+    let Some(bench) = Bench::new(name)? else { return Ok(()) };
+    let image = bench.path("disk.img");
+    sparse(&image, 16 << 20)?;
+    let flags = ["--cpus", "1", "--memory", "64", "--disk", image.to_str().context("a path")?];
+    expect_ok(&bench.probe(&format!("test=blk-pattern blkfill={SEED}"), &flags)?, &["blk-pattern"])?;
+    let mut state = SEED;
+    for (at, chunk) in fs::read(&image)?.chunks_exact(8).enumerate() {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        ensure!(chunk == state.to_le_bytes(), "the file differs at byte {}", 8 * at);
+    }
+    expect_ok(&bench.probe(&format!("test=blk-pattern blkverify={SEED}"), &flags)?, &["blk-pattern"])
+}
+
+#[test]
+fn seabios_boots_the_probe_from_its_disk() -> Result<()> {
+    let Some(bench) = Bench::new("seabios_boots_the_probe_from_its_disk")? else { return Ok(()) };
+    let mut image = orangery_assets::PROBE_DISK.to_vec();
+    let words = b"test=fw_cfg,acpi,pci,rng\0";
+    image[512..512 + words.len()].copy_from_slice(words);
+    fs::write(bench.path("probe.img"), image)?;
+    let disk = format!("{},ro", bench.path("probe.img").display());
+    let output = bench.boot(&["--cpus", "1", "--memory", "256", "--disk", &disk])?;
+    ensure!(output.status.success(), "{output:?}");
+    expect_ok(&String::from_utf8_lossy(&output.stdout), &["fw_cfg", "acpi", "pci", "rng"])
+}
+
+/// A tap interface that goes away with the test.
+struct Tap {
+    name: String,
+}
+
+impl Tap {
+    fn new() -> Option<Tap> {
+        let name = format!("orgt{}", std::process::id() % 1_000_000);
+        let ip =
+            |args: &[&str]| Command::new("ip").args(args).stderr(Stdio::null()).status().is_ok_and(|s| s.success());
+        (ip(&["tuntap", "add", "dev", &name, "mode", "tap"]) && ip(&["link", "set", &name, "up"]))
+            .then_some(Tap { name })
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["tuntap", "del", "dev", &self.name, "mode", "tap"]).status();
+    }
+}
