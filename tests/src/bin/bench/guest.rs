@@ -145,12 +145,11 @@ impl Guest {
         }
     }
 
-    /// Its monitor's memory beyond the guest's, MiB: each mapping's share of the resident memory, those of the guest's
-    /// memory left out.
-    pub fn overhead(&self) -> Result<f64> {
+    /// Its monitor's memory beyond the guest's.
+    pub fn overhead(&self) -> Result<Overhead> {
         let path = format!("/proc/{}/smaps", self.process.id);
         let text = fs::read_to_string(&path).with_context(|| format!("could not read {path}"))?;
-        overhead(&text).context("the guest's memory is not among its monitor's mappings")
+        Overhead::read(&text).context("the guest's memory is not among its monitor's mappings")
     }
 
     /// The CPU time of its monitor so far, all threads and the guest included.
@@ -170,21 +169,41 @@ impl Guest {
     }
 }
 
-/// Proportional resident KiB of all mappings but the guest's memory, as MiB; none if that is not there.
-fn overhead(smaps: &str) -> Option<f64> {
-    const GUEST: [&str; 2] = ["/memfd:guest-ram", "/memfd:memory-backend-memfd"];
-    let (mut kib, mut inside, mut found) = (0u64, false, false);
-    for line in smaps.lines() {
-        if let Some(share) = line.strip_prefix("Pss:") {
+/// A monitor's memory, the mappings of the guest's left out.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Overhead {
+    /// Resident, with what other processes of the same program and libraries share: KiB.
+    pub resident: u64,
+    /// What it has written itself, which nothing else shares: KiB.
+    pub written: u64,
+}
+
+impl Overhead {
+    /// Sums up an smaps file (proc_pid_smaps(5)); none if the guest's memory is not in it.
+    fn read(smaps: &str) -> Option<Self> {
+        const GUEST: [&str; 2] = ["/memfd:guest-ram", "/memfd:memory-backend-memfd"];
+        let mut sum = Self { resident: 0, written: 0 };
+        let (mut inside, mut found) = (false, false);
+        for line in smaps.lines() {
+            let (name, value) = line.split_once(' ')?;
+            let into = match name {
+                "Rss:" => &mut sum.resident,
+                "Private_Dirty:" => &mut sum.written,
+                _ => {
+                    // Only a mapping's own line begins with something else than a name.
+                    if !name.ends_with(':') {
+                        inside = GUEST.iter().any(|guest| value.contains(guest));
+                        found |= inside;
+                    }
+                    continue;
+                }
+            };
             if !inside {
-                kib += share.trim().strip_suffix(" kB")?.parse::<u64>().ok()?;
+                *into += value.trim().strip_suffix(" kB")?.parse::<u64>().ok()?;
             }
-        } else if line.starts_with(|first: char| first.is_ascii_digit() || matches!(first, 'a'..='f')) {
-            inside = GUEST.iter().any(|name| line.contains(name));
-            found |= inside;
         }
+        found.then_some(sum)
     }
-    found.then(|| kib as f64 / 1024.0)
 }
 
 #[cfg(test)]
@@ -194,21 +213,20 @@ mod tests {
     const SMAPS: &str = "\
 7f00-7f01 rw-s 00000000 00:01 2 /memfd:guest-ram (deleted)
 Rss:                4096 kB
-Pss:                4096 kB
-Pss_Dirty:          4096 kB
+Private_Dirty:      4096 kB
 ffff-ffff rw-p 00000000 00:00 0 [heap]
 Rss:                3000 kB
-Pss:                2048 kB
+Private_Dirty:      2048 kB
 VmFlags: rd wr
 ";
 
     #[test]
     fn the_guests_own_memory_does_not_count() {
-        assert_eq!(overhead(SMAPS), Some(2.0));
+        assert_eq!(Overhead::read(SMAPS), Some(Overhead { resident: 3000, written: 2048 }));
     }
 
     #[test]
     fn memory_that_is_called_otherwise_is_not_taken_for_the_monitors() {
-        assert_eq!(overhead(&SMAPS.replace("guest-ram", "memory")), None);
+        assert_eq!(Overhead::read(&SMAPS.replace("guest-ram", "memory")), None);
     }
 }

@@ -31,7 +31,7 @@ pub fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     desktop.window("Orangery")?;
     thread::sleep(SETTLE);
     let new = || monitors.map(|monitor| Series::new(monitor.name()));
-    let (mut memory, mut cpu) = (new(), new());
+    let (mut resident, mut written, mut cpu) = (new(), new(), new());
     for _ in 0..ROUNDS {
         let before = guests.iter().map(Guest::cpu_time).collect::<Result<Vec<_>>>()?;
         let begun = Instant::now();
@@ -40,14 +40,18 @@ pub fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
             let spent = guest.cpu_time()?.checked_sub(before).context("a thread of a monitor ended")?;
             series.samples.push(spent.as_secs_f64() / begun.elapsed().as_secs_f64() * 100.0);
         }
-        for (guest, series) in guests.iter().zip(&mut memory) {
-            series.samples.push(guest.overhead()?);
+        for ((guest, resident), written) in guests.iter().zip(&mut resident).zip(&mut written) {
+            let overhead = guest.overhead()?;
+            resident.samples.push(overhead.resident as f64 / 1024.0);
+            written.samples.push(overhead.written as f64 / 1024.0);
         }
     }
     desktop.screenshot("idle")?;
-    for (name, unit, [headless, window, microvm, q35]) in
-        [("memory beyond the guest's", "MiB", memory), ("CPU of an idle guest", "% of a core", cpu)]
-    {
+    for (name, unit, [headless, window, microvm, q35]) in [
+        ("resident memory beyond the guest's", "MiB", resident),
+        ("of it written by the monitor", "MiB", written),
+        ("CPU of an idle guest", "% of a core", cpu),
+    ] {
         let copy = |series: &Series| Series { name: series.name.clone(), samples: series.samples.clone() };
         let others = vec![copy(&microvm), copy(&q35)];
         report.add(figure(format!("{name}, headless"), unit, headless, others));

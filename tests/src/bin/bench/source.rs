@@ -76,10 +76,18 @@ fn count(path: &Path) -> Result<usize> {
     Ok(lines(&text))
 }
 
-/// Lines before the tests, blank ones left out.
+/// Lines without those of the tests, which are at the end or in a file of their own, and without blank ones.
 fn lines(source: &str) -> usize {
-    let code = source.lines().take_while(|line| *line != "#[cfg(test)]");
-    code.filter(|line| !line.trim().is_empty()).count()
+    let mut lines = source.lines().filter(|line| !line.trim().is_empty());
+    let mut count = 0;
+    while let Some(line) = lines.next() {
+        if line != "#[cfg(test)]" {
+            count += 1;
+        } else if !lines.next().is_some_and(|tests| tests.ends_with(';')) {
+            break;
+        }
+    }
+    count
 }
 
 #[cfg(test)]
@@ -89,5 +97,6 @@ mod tests {
     #[test]
     fn tests_and_blank_lines_are_not_counted() {
         assert_eq!(lines("//! A device.\n\nfn run() {}\n\n#[cfg(test)]\nmod tests {\n}\n"), 2);
+        assert_eq!(lines("//! A device.\n\n#[cfg(test)]\nmod tests;\n\nfn run() {}\n"), 2);
     }
 }
