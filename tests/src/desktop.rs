@@ -167,6 +167,13 @@ impl Window<'_> {
         Ok((value("WIDTH")?, value("HEIGHT")?))
     }
 
+    /// Gives it another size, without the frame, at the top left of the desktop.
+    pub fn resize(&self, width: usize, height: usize) -> Result<()> {
+        let (width, height) = (width.to_string(), height.to_string());
+        self.desktop.tool("xdotool", &["windowmove", &self.id, "0", "0"])?;
+        self.desktop.tool("xdotool", &["windowsize", &self.id, &width, &height]).map(drop)
+    }
+
     /// Its title.
     pub fn title(&self) -> Result<String> {
         Ok(self.desktop.tool("xdotool", &["getwindowname", &self.id])?.trim_end().to_owned())

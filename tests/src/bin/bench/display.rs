@@ -18,6 +18,10 @@ use crate::guest::{Guest, Monitor};
 
 const ROUNDS: usize = 3;
 const WORDS: &str = "bench=gpu-1080p then=idle";
+/// The same, once Escape is released: the window must be there first.
+const WORDS_IN_WINDOW: &str = "test=input-echo inputecho bench=gpu-1080p then=idle";
+/// The screen for the window: the whole picture fits into it at its own size.
+const SCREEN: (usize, usize) = (2048, 1280);
 /// Bytes of a picture.
 const PICTURE: usize = 1920 * 1080 * 4;
 /// How often the screen is looked at.
@@ -85,11 +89,16 @@ fn copies() -> f64 {
 
 /// One guest with a window on a desktop of its own, large enough for the whole picture.
 fn shown(bench: &Bench) -> Result<Shown> {
-    let desktop = Desktop::start("bench", 2048, 1280)?;
-    let mut command = Monitor::Window.command(bench, WORDS);
+    let desktop = Desktop::start("bench", SCREEN.0 as u32, SCREEN.1 as u32)?;
+    let mut command = Monitor::Window.command(bench, WORDS_IN_WINDOW);
     command.env("DISPLAY", desktop.name()).env_remove("WAYLAND_DISPLAY").env_remove("WAYLAND_SOCKET");
     let guest = Guest::start(Monitor::Window, command)?;
-    guest.wait_for("probe: hello")?;
+    guest.wait_for("probe: input echo ready")?;
+    let window = desktop.window("Orangery")?;
+    window.resize(SCREEN.0 - 40, SCREEN.1 - 60)?;
+    window.focus()?;
+    window.keys(&["Escape"])?;
+    guest.wait_for("test input-echo: ok")?;
     let (begun, before) = (Instant::now(), guest.cpu_time()?);
     let ended = Arc::new(AtomicBool::new(false));
     let watcher = thread::spawn({
@@ -98,7 +107,6 @@ fn shown(bench: &Bench) -> Result<Shown> {
     });
     let updates = updates(&guest);
     let (passed, spent) = (begun.elapsed(), guest.cpu_time()?.saturating_sub(before));
-    desktop.screenshot("display")?;
     ended.store(true, Ordering::Relaxed);
     let pictures = watcher.join().map_err(|_| anyhow!("the thread that watches the screen panicked"))??;
     Ok(Shown { updates: updates?, pictures, cpu: spent.as_secs_f64() / passed.as_secs_f64() })
@@ -107,8 +115,8 @@ fn shown(bench: &Bench) -> Result<Shown> {
 /// Counts the different pictures on a screen, as Xvfb keeps it in a file, each second that they change: the probe fills
 /// eight lines of each picture with a colour of its own, further down each time, so one column tells them apart.
 fn watch(screen: &File, ended: &AtomicBool) -> Result<f64> {
-    const WIDTH: usize = 2048;
-    const HEIGHT: usize = 1280;
+    const WIDTH: usize = SCREEN.0;
+    const HEIGHT: usize = SCREEN.1;
     let size = screen.metadata().context("could not look at Xvfb's screen")?.len();
     // The pixels are the end of the file.
     let start = size.checked_sub((WIDTH * HEIGHT * 4) as u64).context("Xvfb's screen is too small")?;
