@@ -67,7 +67,8 @@ pub fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     report.add(figure("1080p updates by the guest, with the window open", "updates/s", true, window, vec![headless]));
     report.add(figure("1080p pictures that reach the screen", "pictures/s", true, pictures, vec![updates]));
     report.add(figure("CPU of the monitor meanwhile, guest included", "cores", false, cpu, Vec::new()));
-    report.note("Where the CPU draws the window, as under Xvfb, Orangery draws it at most 30 times a second by intent.");
+    report
+        .note("Where the CPU draws the window, as under Xvfb, Orangery draws it at most 30 times a second by intent.");
     Ok(())
 }
 
