@@ -116,6 +116,10 @@ fn grub_starts_from_its_rescue_disc_and_answers() -> Result<()> {
     let disc = media::grub_rescue_iso()?;
     let flags = format!("--memory 128 --cpus 1 --net none --cdrom '{}'", disc.display());
     let mut machine = Machine::start(host, "grub", &flags)?;
+    machine.wait_for_screen("GRUB's menu", |text| {
+        text.contains("'c' for a command-line") || text.contains("`c' for a command-line")
+    })?;
+    machine.verb("send-keys", "c")?.success()?;
     machine.wait_for_screen("GRUB's prompt", |text| text.contains("grub>"))?;
     machine.verb("send-keys", "'echo The disc works' enter")?.success()?;
     machine.wait_for_screen("GRUB's echo", |text| text.lines().any(|line| line.starts_with("The disc works")))?;
