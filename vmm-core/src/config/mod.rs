@@ -111,7 +111,7 @@ pub struct CdromConfig {
 pub struct NetConfig {
     /// The name of an existing host tap interface.
     pub tap: String,
-    /// The card's MAC address; derived from the machine's id when absent.
+    /// The card's MAC address; derived from the tap's name when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<Mac>,
 }

@@ -55,7 +55,8 @@ const MIN_FRAME: usize = 14;
 const LINK_UP: u16 = 1;
 const ANNOUNCE: u16 = 2;
 
-type Mac = [u8; 6];
+/// An Ethernet address.
+pub type Mac = [u8; 6];
 
 /// Which frames the guest wants (§5.1.6.5.1, §5.1.6.5.2).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -357,6 +358,15 @@ impl Net {
         }
         Some(())
     }
+}
+
+/// An address for a card that nobody gave one: always the same for the same network interface of the host, of which
+/// there is only one, so that no two machines on a host share it.
+pub fn derived_mac(interface: &str) -> Mac {
+    // FNV-1a, 32 bits.
+    let hash = interface.bytes().fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let [a, b, c, d] = hash.to_be_bytes();
+    [0x52, 0x54, 0, a ^ d, b, c]
 }
 
 /// Undoes pops, the last first.

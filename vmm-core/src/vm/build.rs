@@ -13,6 +13,7 @@ use super::{BuildError, Ports};
 use crate::backend::disk::{Medium, OpenOptions, RawDisk};
 use crate::backend::display::Mode;
 use crate::backend::monitor::Monitor;
+use crate::backend::net::Tap;
 use crate::base::{Component, Executor, GuestMemory, WorkerThread};
 use crate::boot::linux::Entry;
 use crate::config::{Cache, VmConfig};
@@ -26,6 +27,7 @@ use crate::devices::virtio_blk::Blk;
 use crate::devices::virtio_console::Console;
 use crate::devices::virtio_gpu::Gpu;
 use crate::devices::virtio_input::Input;
+use crate::devices::virtio_net::{self, Net};
 use crate::devices::virtio_rng::Rng;
 use crate::hw::{Bus, BusDevice, ProblemSink};
 use crate::kvm::{KvmCpu, KvmError, KvmVm};
@@ -41,6 +43,7 @@ mod slot {
     pub const RNG: u8 = 4;
     pub const CONSOLE: u8 = 5;
     pub const DISKS: u8 = 6;
+    pub const NETS: u8 = 22;
     pub const CHIPSET: u8 = 0x1f;
 }
 
@@ -138,6 +141,16 @@ impl Machine {
             })?;
             let device = Blk::new(Box::new(image), &name);
             maker.virtio(slot::DISKS + index, &name, device)?;
+        }
+
+        for (index, net) in (0u8..).zip(&config.nets) {
+            let tap = Tap::open(&net.tap).map_err(|source| BuildError::Host {
+                what: format!("could not connect network card {index}"),
+                source: source.into(),
+            })?;
+            let mac = net.mac.map_or_else(|| virtio_net::derived_mac(&net.tap), |mac| mac.0);
+            let card = host("could not create a network card", Net::new(Box::new(tap), mac))?;
+            maker.virtio(slot::NETS + index, &format!("net{index}"), card)?;
         }
 
         let drives = if config.cdroms.is_empty() { None } else { Some(maker.cdroms(config)?) };

@@ -278,6 +278,14 @@ fn a_guest_that_was_restored_announces_itself() {
 }
 
 #[test]
+fn a_derived_address_is_a_single_cards_and_differs_between_interfaces() {
+    let (first, second) = (derived_mac("tap0"), derived_mac("tap1"));
+    assert_ne!(first, second);
+    assert_eq!(first, derived_mac("tap0"));
+    assert_eq!(first[0] & 3, 2, "local, and no group's");
+}
+
+#[test]
 fn a_network_that_is_gone_is_complained_of_once() {
     let (mut guest, wire) = started();
     wire.cut();
