@@ -70,9 +70,7 @@ impl KvmVm {
         let vm = Arc::new(tried("KVM could not create a virtual machine", kvm.create_vm())?);
         tried("KVM refused the TSS's place", vm.set_tss_address(RESERVED_START as usize + 0x1000))?;
         tried("KVM refused the identity map's place", vm.set_identity_map_address(RESERVED_START))?;
-        tried("KVM could not create the interrupt controllers", vm.create_irq_chip())?;
-        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-        tried("KVM could not create the timer", vm.create_pit2(pit))?;
+        // Memory first: a slot waits for whoever uses the buses, which the interrupt controllers put themselves on.
         let slots = Slots::new(vm.clone());
         for region in memory.regions() {
             for (start, len) in without_vga_window(region.start.0, region.len) {
@@ -85,6 +83,9 @@ impl KvmVm {
                 tried("KVM refused the guest's memory", slot)?;
             }
         }
+        tried("KVM could not create the interrupt controllers", vm.create_irq_chip())?;
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        tried("KVM could not create the timer", vm.create_pit2(pit))?;
         let irqs = Arc::new(Irqs::new(vm.clone()));
         tried("KVM refused the interrupt routing", irqs.commit())?;
         Ok(KvmVm { kvm, vm, slots, irqs, memory: memory.clone() })
