@@ -8,7 +8,7 @@ use crate::nested::{Host, Output, Step};
 use crate::screen::{Font, Image};
 
 /// How long a machine of a test may run.
-const LIFE: Duration = Duration::from_secs(600);
+const LIFE: Duration = Duration::from_secs(300);
 /// How long one command may take.
 const COMMAND: Duration = Duration::from_secs(120);
 /// How often its screen is looked at.
