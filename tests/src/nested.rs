@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,8 @@ use crate::process::Process;
 const BOOT: Duration = Duration::from_secs(240);
 /// What a script is given beyond its own limit before the machine counts as dead.
 const GRACE: Duration = Duration::from_secs(30);
+/// How many hosts a test may use up.
+const ATTEMPTS: u32 = 3;
 /// How often a script's output is looked at.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -57,11 +59,28 @@ struct Machine {
 type Waiting = Arc<Mutex<Option<HashMap<String, Sender<i32>>>>>;
 
 impl Host {
-    /// The one host of this test program, started when it is first asked for.
-    pub fn shared() -> Result<&'static Self> {
-        static HOST: OnceLock<Result<Host, String>> = OnceLock::new();
-        let host = HOST.get_or_init(|| Host::start().map_err(|error| format!("{error:#}")));
-        host.as_ref().map_err(|error| anyhow!("the nested host did not start: {error}"))
+    /// Runs a test on the one host of this test program, which the first to ask boots. One test at a time: an emulated host
+    /// has little to share. A host that dies is the emulator's failure, not the test's: it is counted (`./dev test` tells),
+    /// and the test gets another.
+    pub fn with_shared(mut test: impl FnMut(&Host) -> Result<()>) -> Result<()> {
+        static HOST: Mutex<Option<Host>> = Mutex::new(None);
+        let mut shared = HOST.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut attempt = 1;
+        loop {
+            let host = match &mut *shared {
+                Some(host) => host,
+                none => none.insert(Host::start()?),
+            };
+            let result = test(host);
+            if !host.has_died() {
+                return result;
+            }
+            *shared = None;
+            if result.is_ok() || attempt == ATTEMPTS {
+                return result;
+            }
+            attempt += 1;
+        }
     }
 
     /// A host of the caller's own.
@@ -78,6 +97,17 @@ impl Host {
         let exchange = new_exchange()?;
         let machine = if kvm == Kvm::Hardware { None } else { Some(Machine::boot(&exchange)?) };
         Ok(Self { exchange, next: AtomicU32::new(1), machine })
+    }
+
+    /// Whether the outer machine has ended by itself; then its folder holds a file `died` with its last words.
+    fn has_died(&self) -> bool {
+        let Some(machine) = self.machine.as_ref().filter(|machine| !machine.process.is_running()) else { return false };
+        let words = machine.last_words();
+        eprintln!("the nested host died: {words}");
+        if let Err(error) = fs::write(self.exchange.join("died"), &words) {
+            eprintln!("could not record that: {error}");
+        }
+        true
     }
 
     /// A folder for scripts on a file system of the host's own, where locks, sockets and direct I/O work as everywhere.

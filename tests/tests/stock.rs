@@ -24,8 +24,7 @@ fn pattern() -> Vec<u8> {
 }
 
 /// Boots a kernel with a script that tries every device, and expects these checks, in this order.
-fn every_device_works(flavour: Flavour, expected: &[&str]) -> Result<()> {
-    let host = Host::shared()?;
+fn every_device_works(host: &Host, flavour: Flavour, expected: &[&str]) -> Result<()> {
     let folder = tempfile::tempdir_in(orangery_tests::artifacts()?)?;
     let pattern = pattern();
     let guest = Guest::build(flavour, folder.path(), include_str!("stock/devices.sh"), &[("pattern", &pattern)])?;
@@ -78,66 +77,70 @@ const AFTER: &[&str] = &["disk-copied", "disk-discarded", "disk-neighbour"];
 
 #[test]
 fn debian_s_cloud_kernel_drives_every_device_it_knows() -> Result<()> {
-    every_device_works(Flavour::Cloud, &[COMMON, AFTER].concat())
+    Host::with_shared(|host| every_device_works(host, Flavour::Cloud, &[COMMON, AFTER].concat()))
 }
 
 #[test]
 fn debian_s_generic_kernel_drives_every_device() -> Result<()> {
-    every_device_works(Flavour::Generic, &[COMMON, GENERIC, AFTER].concat())
+    Host::with_shared(|host| every_device_works(host, Flavour::Generic, &[COMMON, GENERIC, AFTER].concat()))
 }
 
 #[test]
 fn a_person_reads_the_screen_types_a_line_and_presses_the_power_button() -> Result<()> {
-    let host = Host::shared()?;
-    let folder = tempfile::tempdir_in(orangery_tests::artifacts()?)?;
-    let font = Font::vga()?.psf();
-    let script = include_str!("stock/person.sh");
-    let guest = Guest::build(Flavour::Generic, folder.path(), script, &[("font.psf", &font)])?;
-    let (kernel, initrd) = (guest.kernel.display(), guest.initrd.display());
-    let flags = format!(
-        "--memory 512 --cpus 2 --net none --kernel '{kernel}' --initrd '{initrd}' --cmdline 'console=ttyS0 quiet panic=-1'"
-    );
-    let mut machine = Machine::start(host, "person", &flags)?;
-    machine.wait_for_serial("ready-for-keys")?;
-    machine.wait_for_screen("the guest's question", |text| text.contains("please type a line"))?;
-    machine.verb("send-keys", "'Hello, World! 123' enter")?.success()?;
-    let serial = machine.wait_for_serial("ready-for-power-button")?;
-    assert!(serial.contains("typed: Hello, World! 123\r\n"), "{serial}");
-    machine.wait_for_screen("the guest's answer", |text| text.contains("you typed: Hello, World! 123"))?;
-    machine.verb("stop", "")?.success()?;
-    machine.wait_for_serial("pressed")?;
-    machine.wait()?.success()?;
-    Ok(())
+    Host::with_shared(|host| {
+        let folder = tempfile::tempdir_in(orangery_tests::artifacts()?)?;
+        let font = Font::vga()?.psf();
+        let script = include_str!("stock/person.sh");
+        let guest = Guest::build(Flavour::Generic, folder.path(), script, &[("font.psf", &font)])?;
+        let (kernel, initrd) = (guest.kernel.display(), guest.initrd.display());
+        let flags = format!(
+            "--memory 512 --cpus 2 --net none --kernel '{kernel}' --initrd '{initrd}' --cmdline 'console=ttyS0 quiet panic=-1'"
+        );
+        let mut machine = Machine::start(host, "person", &flags)?;
+        machine.wait_for_serial("ready-for-keys")?;
+        machine.wait_for_screen("the guest's question", |text| text.contains("please type a line"))?;
+        machine.verb("send-keys", "'Hello, World! 123' enter")?.success()?;
+        let serial = machine.wait_for_serial("ready-for-power-button")?;
+        assert!(serial.contains("typed: Hello, World! 123\r\n"), "{serial}");
+        machine.wait_for_screen("the guest's answer", |text| text.contains("you typed: Hello, World! 123"))?;
+        machine.verb("stop", "")?.success()?;
+        machine.wait_for_serial("pressed")?;
+        machine.wait()?.success()?;
+        Ok(())
+    })
 }
 
 #[test]
 fn grub_starts_from_its_rescue_disc_and_answers() -> Result<()> {
-    let host = Host::shared()?;
-    let disc = media::grub_rescue_iso()?;
-    let flags = format!("--memory 128 --cpus 1 --net none --cdrom '{}'", disc.display());
-    let mut machine = Machine::start(host, "grub", &flags)?;
-    machine.wait_for_screen("GRUB's menu", |text| {
-        text.contains("'c' for a command-line") || text.contains("`c' for a command-line")
-    })?;
-    machine.verb("send-keys", "c")?.success()?;
-    machine.wait_for_screen("GRUB's prompt", |text| text.contains("grub>"))?;
-    machine.verb("send-keys", "'echo The disc works' enter")?.success()?;
-    machine.wait_for_screen("GRUB's echo", |text| text.lines().any(|line| line.starts_with("The disc works")))?;
-    // The disc is read through GRUB's own driver on the BIOS's.
-    machine.verb("send-keys", "'ls (cd)/boot/grub' enter")?.success()?;
-    machine.wait_for_screen("the disc's files", |text| text.contains("i386-pc"))?;
-    machine.verb("stop", "--force")?.success()?;
-    Ok(())
+    Host::with_shared(|host| {
+        let disc = media::grub_rescue_iso()?;
+        let flags = format!("--memory 128 --cpus 1 --net none --cdrom '{}'", disc.display());
+        let mut machine = Machine::start(host, "grub", &flags)?;
+        machine.wait_for_screen("GRUB's menu", |text| {
+            text.contains("'c' for a command-line") || text.contains("`c' for a command-line")
+        })?;
+        machine.verb("send-keys", "c")?.success()?;
+        machine.wait_for_screen("GRUB's prompt", |text| text.contains("grub>"))?;
+        machine.verb("send-keys", "'echo The disc works' enter")?.success()?;
+        machine.wait_for_screen("GRUB's echo", |text| text.lines().any(|line| line.starts_with("The disc works")))?;
+        // The disc is read through GRUB's own driver on the BIOS's.
+        machine.verb("send-keys", "'ls (cd)/boot/grub' enter")?.success()?;
+        machine.wait_for_screen("the disc's files", |text| text.contains("i386-pc"))?;
+        machine.verb("stop", "--force")?.success()?;
+        Ok(())
+    })
 }
 
 #[test]
 fn memtest86_runs_and_counts() -> Result<()> {
-    let host = Host::shared()?;
-    let disc = media::memtest_iso()?;
-    let flags = format!("--memory 64 --cpus 1 --net none --cdrom '{}'", disc.display());
-    let mut machine = Machine::start(host, "memtest", &flags)?;
-    let first = machine.wait_for_screen("memtest86+", |text| text.contains("Memtest86+") && text.contains("Time:"))?;
-    machine.wait_for_screen("another count", |text| text.contains("Memtest86+") && text != first)?;
-    machine.verb("stop", "--force")?.success()?;
-    Ok(())
+    Host::with_shared(|host| {
+        let disc = media::memtest_iso()?;
+        let flags = format!("--memory 64 --cpus 1 --net none --cdrom '{}'", disc.display());
+        let mut machine = Machine::start(host, "memtest", &flags)?;
+        let first =
+            machine.wait_for_screen("memtest86+", |text| text.contains("Memtest86+") && text.contains("Time:"))?;
+        machine.wait_for_screen("another count", |text| text.contains("Memtest86+") && text != first)?;
+        machine.verb("stop", "--force")?.success()?;
+        Ok(())
+    })
 }
