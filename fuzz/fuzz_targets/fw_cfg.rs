@@ -30,14 +30,14 @@ fuzz_target!(|data: &[u8]| {
             break;
         }
         match choices.u8() % 6 {
-            0 => device.write(0, &u16::from(choices.u8() % 0x30).to_le_bytes()),
+            0 => drop(device.write(0, &u16::from(choices.u8() % 0x30).to_le_bytes())),
             1 => device.read(1, &mut [0]),
             2 => {
                 let offset = u64::from(choices.u8() % 12);
                 let len = choices.one_of(&[1, 2, 4, 8]);
                 device.read(offset, &mut vec![0; len]);
             }
-            3 => device.write(u64::from(choices.u8() % 12), choices.bytes(4)),
+            3 => drop(device.write(u64::from(choices.u8() % 12), choices.bytes(4))),
             _ => {
                 // control: error, read, skip, select, write, and a key to select; then length and address.
                 let control = u32::from(choices.u8() % 32) | u32::from(choices.u8() % 0x30) << 16;
