@@ -196,3 +196,43 @@ fn a_throwaway_machine_takes_pipes_and_leaves_nothing() {
     let left: Vec<_> = std::fs::read_dir(bench.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left.len(), 2, "{left:?}");
 }
+
+/// Fills a file system of 4 MiB with a guest's disk of 16 MiB, makes room once the machine is paused, and resumes it.
+const FULL_DISK: &str = r#"
+set -eu
+mount -t tmpfs -o size=4m full "$HOST"
+truncate -s 16M "$HOST/disk.img"
+"$ORANGERY" create a --memory 64 --cpus 1 --net none --disk "$HOST/disk.img" \
+    --kernel "$PROBE" --cmdline 'test=blk-pattern blkfill=77'
+"$ORANGERY" start a --headless
+until "$ORANGERY" show a --json | grep -q '"state":"paused"'; do sleep 0.1; done
+"$ORANGERY" show a --json
+mount -o remount,size=64m "$HOST"
+"$ORANGERY" resume a
+until "$ORANGERY" show a --json | grep -q '"state":"stopped"'; do sleep 0.1; done
+cp "$HOST/disk.img" "$COPY"
+"#;
+
+#[test]
+fn a_full_host_disk_pauses_the_machine_and_nothing_is_lost() {
+    let Some(bench) = Bench::new("a_full_host_disk_pauses_the_machine_and_nothing_is_lost") else { return };
+    let file = |name: &str| bench.dir.path().join(name);
+    std::fs::write(file("probe.elf"), orangery_assets::PROBE_ELF).unwrap();
+    std::fs::create_dir(file("host")).unwrap();
+    // A namespace of its own may mount a small file system without being root.
+    let mut command = Command::new("timeout");
+    command.args(["--signal=KILL", "120", "unshare", "--map-root-user", "--mount", "sh", "-c", FULL_DISK]);
+    command.env("ORANGERY", orangery().unwrap()).env("ORANGERY_LIBRARY", file("machines"));
+    command.env("XDG_RUNTIME_DIR", file("run")).env_remove("DISPLAY").env_remove("WAYLAND_DISPLAY");
+    command.env("HOST", file("host")).env("PROBE", file("probe.elf")).env("COPY", file("copy.img"));
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("no space left"), "{output:?}");
+    let mut state = 77u64;
+    for (at, chunk) in std::fs::read(file("copy.img")).unwrap().chunks_exact(8).enumerate() {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        assert_eq!(chunk, state.to_le_bytes(), "the disk differs at byte {}", 8 * at);
+    }
+}

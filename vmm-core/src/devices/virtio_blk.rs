@@ -66,12 +66,16 @@ pub struct Blk {
     free: Vec<usize>,
     /// What was last complained about, to say it once.
     complaint: Option<String>,
+    /// The host was full: nothing is taken until the machine was paused and goes on.
+    stalled: bool,
 }
 
 /// A request that waits for the disk.
 struct Pending {
     chain: Chain,
     status: Status,
+    /// A part found the host full: all of it is to be done again.
+    full: bool,
     /// Answers of the disk still to come.
     parts: usize,
 }
@@ -104,13 +108,23 @@ impl Blk {
         let mut own_id = [0; ID_LEN];
         let len = id.len().min(ID_LEN);
         own_id[..len].copy_from_slice(&id.as_bytes()[..len]);
-        Blk { disk, geometry, id: own_id, config, in_flight: Vec::new(), free: Vec::new(), complaint: None }
+        Blk {
+            disk,
+            geometry,
+            id: own_id,
+            config,
+            in_flight: Vec::new(),
+            free: Vec::new(),
+            complaint: None,
+            stalled: false,
+        }
     }
 
     /// Takes requests from the queue as long as there is room for them, and has the disk start.
     fn take(&mut self, io: &mut Io<'_>) -> Result<(), Fault> {
         // A driver that does not wait for its completions could offer any number.
-        while self.in_flight.len() - self.free.len() < usize::from(QUEUE_SIZE)
+        while !self.stalled
+            && self.in_flight.len() - self.free.len() < usize::from(QUEUE_SIZE)
             && let Some(chain) = io.pop(0)?
         {
             match self.plan(&chain, io)? {
@@ -205,7 +219,7 @@ impl Blk {
     }
 
     fn submit(&mut self, chain: Chain, requests: Vec<Request>) {
-        let pending = Pending { chain, status: Status::Ok, parts: requests.len() };
+        let pending = Pending { chain, status: Status::Ok, full: false, parts: requests.len() };
         let slot = self.free.pop().unwrap_or_else(|| {
             self.in_flight.push(None);
             self.in_flight.len() - 1
@@ -219,32 +233,43 @@ impl Blk {
     /// Completes the chains of all that the disk has finished.
     fn reap(&mut self, io: &mut Io<'_>) -> Result<(), Fault> {
         while let Some(Completion { token, result }) = self.disk.completed() {
-            if let Err(error) = &result {
-                self.complain(error, io);
+            match &result {
+                Err(DiskError::Full) => self.stall(io),
+                Err(error) => self.complain(error, io),
+                Ok(()) => {}
             }
             let slot = token as usize;
             let Some(entry) = self.in_flight.get_mut(slot) else { continue };
             let Some(pending) = entry else { continue };
             pending.parts -= 1;
-            if result.is_err() {
-                pending.status = Status::IoError;
+            match result {
+                Err(DiskError::Full) => pending.full = true,
+                Err(_) => pending.status = Status::IoError,
+                Ok(()) => {}
             }
             if let Some(pending) = entry.take_if(|p| p.parts == 0) {
                 self.free.push(slot);
-                finish(pending.chain, pending.status)?;
+                if pending.full {
+                    io.put_back(0, pending.chain);
+                } else {
+                    finish(pending.chain, pending.status)?;
+                }
             }
         }
         Ok(())
     }
 
+    /// Takes nothing more, and has the machine paused: there will be room again, and no guest should see its writes fail
+    /// until then.
+    fn stall(&mut self, io: &mut Io<'_>) {
+        if !std::mem::replace(&mut self.stalled, true) {
+            io.stall(format!("{}; free some, then resume the machine", DiskError::Full));
+        }
+    }
+
     /// Tells the person of the host's failure, once for each reason in a row.
     fn complain(&mut self, error: &DiskError, io: &mut Io<'_>) {
-        let message = match error {
-            DiskError::Full => {
-                format!("{error}; the guest was told that its write failed: free some space before it goes on")
-            }
-            error => format!("a request of the guest failed: {error}"),
-        };
+        let message = format!("a request of the guest failed: {error}");
         if self.complaint.as_ref() != Some(&message) {
             io.problem(message.clone());
             self.complaint = Some(message);
@@ -318,6 +343,11 @@ impl Device for Blk {
         self.config.clone()
     }
 
+    fn start(&mut self, _io: &mut Io<'_>) -> Result<(), Fault> {
+        self.stalled = false;
+        Ok(())
+    }
+
     fn on_queue(&mut self, _queue: usize, io: &mut Io<'_>) -> Result<(), Fault> {
         self.take(io)?;
         // What the host has in its cache is done already.
@@ -344,10 +374,11 @@ impl Device for Blk {
 
     fn reset(&mut self) {
         self.complaint = None;
+        self.stalled = false;
     }
 
     fn save(&self) -> BlkState {
-        let Blk { disk: _, geometry, id: _, config: _, in_flight: _, free: _, complaint: _ } = self;
+        let Blk { disk: _, geometry, id: _, config: _, in_flight: _, free: _, complaint: _, stalled: _ } = self;
         BlkState { size: geometry.size, readonly: geometry.readonly }
     }
 

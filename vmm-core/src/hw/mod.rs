@@ -101,5 +101,6 @@ impl SharedRegion {
     }
 }
 
-/// Told when a guest misbehaved towards a device, or the host failed it: (`disk 0`, what happened).
+/// Told when a guest misbehaved towards a device, when the host failed it, or that it can't go on until the host is
+/// mended: (`disk 0`, what happened).
 pub type ProblemSink = Arc<dyn Fn(&str, String) + Send + Sync>;

@@ -50,6 +50,7 @@ pub struct Guest<D: Device> {
     root: Arc<PciRoot>,
     layout: Layout,
     problems: Arc<Mutex<Vec<String>>>,
+    stalls: Arc<Mutex<Vec<String>>>,
     rings: Vec<Ring>,
     heap: u64,
 }
@@ -66,7 +67,8 @@ impl<D: Device> Guest<D> {
         let executor = InlineExecutor::new().expect("an executor");
         let (msi, line) = (FakeMsi::default(), FakeLine::default());
         let problems: Arc<Mutex<Vec<String>>> = Arc::default();
-        let log = problems.clone();
+        let stalls: Arc<Mutex<Vec<String>>> = Arc::default();
+        let (log, stalled) = (problems.clone(), stalls.clone());
         let parts = TransportParts {
             name: D::INFO.name.into(),
             memory: memory.clone(),
@@ -75,6 +77,7 @@ impl<D: Device> Guest<D> {
             line: Arc::new(line.clone()),
             doorbells: Arc::new(NoDoorbells),
             problems: Arc::new(move |_, message| lock(&log).push(message)),
+            stalls: Arc::new(move |_, message| lock(&stalled).push(message)),
             layout,
             face,
         };
@@ -92,6 +95,7 @@ impl<D: Device> Guest<D> {
             root,
             layout,
             problems,
+            stalls,
             rings: Vec::new(),
             heap: HEAP,
         };
@@ -371,6 +375,11 @@ impl<D: Device> Guest<D> {
     /// What the device complained of since the last call.
     pub fn problems(&self) -> Vec<String> {
         std::mem::take(&mut lock(&self.problems))
+    }
+
+    /// Why the device had the machine paused since the last call.
+    pub fn stalls(&self) -> Vec<String> {
+        std::mem::take(&mut lock(&self.stalls))
     }
 
     /// Stops the device as a pause of the machine does.

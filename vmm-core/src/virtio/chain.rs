@@ -57,9 +57,10 @@ impl Chain {
         }
     }
 
-    /// Forgets the chain without completing it; it goes back to its queue.
-    pub(super) fn forget(mut self) {
+    /// Forgets the chain without completing it, for it goes back to its queue; its head.
+    pub(super) fn forget(mut self) -> u16 {
         self.completions = None;
+        self.head
     }
 }
 

@@ -174,6 +174,7 @@ pub struct Io<'a> {
     pub(super) features: u64,
     pub(super) config_changed: bool,
     pub(super) problems: &'a mut Vec<String>,
+    pub(super) stalls: &'a mut Vec<String>,
 }
 
 impl Io<'_> {
@@ -185,7 +186,8 @@ impl Io<'_> {
         }
     }
 
-    /// Undoes the last pop of this queue: the chain will be popped again. Only for the last chain popped, unused.
+    /// Puts a chain back unfinished: it will be popped again before any other, the last one put back first. A checkpoint
+    /// keeps it.
     pub fn put_back(&mut self, queue: usize, chain: Chain) {
         if let Some(queue) = self.queues.get_mut(queue) {
             queue.put_back(chain);
@@ -218,5 +220,11 @@ impl Io<'_> {
     /// Tells the person that the host failed: what and why, a sentence.
     pub fn problem(&mut self, message: String) {
         self.problems.push(message);
+    }
+
+    /// The device can't go on until the host is mended: why, a sentence. The machine is paused so that nothing is lost;
+    /// [`Device::start`] comes when it goes on. Chains that are unfinished are put back before.
+    pub fn stall(&mut self, message: String) {
+        self.stalls.push(message);
     }
 }

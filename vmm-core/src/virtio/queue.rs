@@ -38,6 +38,9 @@ pub struct QueueState {
     pub next_avail: u16,
     /// Index of the next used entry to write.
     pub next_used: u16,
+    /// Heads of chains that were taken and put back: they are taken before any other, the last one first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub returned: Vec<u16>,
 }
 
 impl QueueState {
@@ -100,19 +103,25 @@ impl Queue {
     }
 
     pub(super) fn pop(&mut self, memory: &GuestMemory) -> Result<Option<Chain>, Fault> {
-        if !self.state.ready || self.available(memory)? == 0 {
+        if !self.state.ready {
             return Ok(None);
         }
-        let slot = u64::from(self.state.next_avail % self.state.size);
-        let head = u16::from_le(memory.read_obj(GuestAddress(self.state.avail + 4 + 2 * slot))?);
-        self.state.next_avail = self.state.next_avail.wrapping_add(1);
+        let head = match self.state.returned.pop() {
+            Some(head) => head,
+            None if self.available(memory)? == 0 => return Ok(None),
+            None => {
+                let slot = u64::from(self.state.next_avail % self.state.size);
+                let head = u16::from_le(memory.read_obj(GuestAddress(self.state.avail + 4 + 2 * slot))?);
+                self.state.next_avail = self.state.next_avail.wrapping_add(1);
+                head
+            }
+        };
         let (segments, readable) = self.walk(memory, head)?;
         Ok(Some(Chain::new(memory.clone(), segments, readable, head, self.completions.clone())))
     }
 
     pub(super) fn put_back(&mut self, chain: Chain) {
-        chain.forget();
-        self.state.next_avail = self.state.next_avail.wrapping_sub(1);
+        self.state.returned.push(chain.forget());
     }
 
     /// Collects the segments of a chain, and how many of them are readable.

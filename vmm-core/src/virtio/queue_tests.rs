@@ -13,7 +13,16 @@ struct Ring {
 
 fn ring(features: u64) -> Ring {
     let memory = GuestMemory::new(1 << 20).unwrap();
-    let state = QueueState { ready: true, size: 8, desc: DESC, avail: AVAIL, used: USED, next_avail: 0, next_used: 0 };
+    let state = QueueState {
+        ready: true,
+        size: 8,
+        desc: DESC,
+        avail: AVAIL,
+        used: USED,
+        next_avail: 0,
+        next_used: 0,
+        returned: vec![],
+    };
     let queue = Queue::new(state, features, &memory).unwrap();
     Ring { memory, queue, avail: 0 }
 }
@@ -83,6 +92,25 @@ fn a_chain_put_back_is_popped_again() {
     ring.queue.flush(&ring.memory).unwrap();
     assert_eq!(ring.used().0, 0);
     assert!(ring.pop().unwrap().is_some());
+}
+
+#[test]
+fn chains_put_back_in_any_order_are_popped_before_new_ones() {
+    let mut ring = ring(0);
+    for head in 0..4 {
+        ring.descriptor(u64::from(head), 0x8000, 4 + head, 0, 0);
+    }
+    (0..3).for_each(|head| ring.offer(head));
+    let [first, second, third] = [(); 3].map(|()| ring.pop().unwrap().unwrap());
+    ring.queue.put_back(third);
+    ring.queue.put_back(first);
+    second.complete(0);
+    ring.offer(3);
+    let state = ring.queue.state().clone();
+    assert_eq!((state.returned.as_slice(), state.next_avail), (&[2, 0][..], 3));
+    let lengths: Vec<usize> =
+        std::iter::from_fn(|| ring.pop().unwrap()).map(|chain| chain.reader().remaining()).collect();
+    assert_eq!(lengths, [4, 6, 7]);
 }
 
 #[test]

@@ -39,7 +39,7 @@ impl<D: Device> Runner<D> {
     }
 
     fn work(&mut self, work: impl FnOnce(&mut D, &mut Io<'_>) -> Result<(), Fault>) -> Result<(), Fault> {
-        let mut problems = Vec::new();
+        let (mut problems, mut stalls) = (Vec::new(), Vec::new());
         let memory = self.shared.memory.clone();
         let mut io = Io {
             memory: &memory,
@@ -47,6 +47,7 @@ impl<D: Device> Runner<D> {
             features: self.features,
             config_changed: false,
             problems: &mut problems,
+            stalls: &mut stalls,
         };
         let worked = work(&mut self.device, &mut io);
         if io.config_changed {
@@ -54,6 +55,9 @@ impl<D: Device> Runner<D> {
         }
         for problem in problems {
             self.shared.problem(problem);
+        }
+        for stall in stalls {
+            self.shared.stall(stall);
         }
         worked
     }

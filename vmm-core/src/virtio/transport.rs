@@ -101,6 +101,8 @@ pub struct TransportParts {
     pub doorbells: Arc<dyn Doorbells>,
     /// Who is told of the guest's and the host's faults.
     pub problems: ProblemSink,
+    /// Who pauses the machine when the device can't go on until the host is mended.
+    pub stalls: ProblemSink,
     /// Where the registers are.
     pub layout: Layout,
     /// The second personality, if any.
@@ -132,6 +134,7 @@ pub(super) struct Shared<D: Device> {
     intx_disabled: AtomicBool,
     line: Arc<dyn IrqLine>,
     problems: ProblemSink,
+    stalls: ProblemSink,
     config: Arc<dyn DeviceConfig>,
     place: Mutex<Place<D>>,
     common: Mutex<Common>,
@@ -173,6 +176,10 @@ impl<D: Device> Shared<D> {
 
     pub(super) fn problem(&self, message: String) {
         (self.problems)(&self.name, message);
+    }
+
+    pub(super) fn stall(&self, message: String) {
+        (self.stalls)(&self.name, message);
     }
 
     /// The guest broke the protocol: the device stops until the driver resets it (virtio 1.2 §2.1.2).
@@ -292,7 +299,7 @@ pub struct VirtioPci<D: Device> {
 impl<D: Device> VirtioPci<D> {
     /// Puts a device behind its registers. Fails when the host is out of file descriptors.
     pub fn new(device: D, parts: TransportParts) -> io::Result<Arc<VirtioPci<D>>> {
-        let TransportParts { name, memory, executor, msi, line, doorbells, problems, layout, face } = parts;
+        let TransportParts { name, memory, executor, msi, line, doorbells, problems, stalls, layout, face } = parts;
         let max_sizes = device.queues().to_vec();
         let bells = max_sizes.iter().map(|_| EventFd::new(EFD_NONBLOCK)).collect::<io::Result<Vec<_>>>()?;
         let identity = Identity {
@@ -348,6 +355,7 @@ impl<D: Device> VirtioPci<D> {
             intx_disabled: AtomicBool::new(false),
             line,
             problems,
+            stalls,
             config: device.config(),
             place: Mutex::new(Place::Home(device, Vec::new())),
             common: Mutex::new(common),

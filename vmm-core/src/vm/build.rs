@@ -71,12 +71,17 @@ impl Machine {
             let messages = Mutex::new(messages.clone());
             Arc::new(move |source, message| notify(&messages, Notice::Problem { source: source.into(), message }))
         };
+        let stalls: ProblemSink = {
+            let messages = Mutex::new(messages.clone());
+            Arc::new(move |source, message| notify(&messages, Notice::Stalled { source: source.into(), message }))
+        };
         let mut maker = Maker {
             memory: &memory,
             kvm: &kvm,
             root: &root,
             pirq: &pirq,
             problems,
+            stalls,
             messages: &messages,
             workers: HashMap::new(),
             components: Vec::new(),
@@ -193,6 +198,7 @@ struct Maker<'a> {
     root: &'a Arc<PciRoot>,
     pirq: &'a Arc<Pirq>,
     problems: ProblemSink,
+    stalls: ProblemSink,
     messages: &'a Sender<Message>,
     workers: HashMap<String, Arc<WorkerThread>>,
     components: Vec<Arc<dyn Component>>,
@@ -239,6 +245,7 @@ impl Maker<'_> {
             line: self.pirq.line(slot, 0),
             doorbells: self.kvm.clone(),
             problems: self.problems.clone(),
+            stalls: self.stalls.clone(),
             layout,
             face,
         };

@@ -202,6 +202,13 @@ impl<E: Fn(VmEvent)> Control<'_, E> {
             Notice::Problem { source, message } => {
                 (self.events)(VmEvent::Problem(Problem { source, message, paused: false }));
             }
+            Notice::Stalled { source, message } => {
+                (self.events)(VmEvent::Problem(Problem { source, message, paused: true }));
+                // Several devices may ask for it, or a person did before.
+                if self.enter(Transition::Pause).is_ok() {
+                    self.machine.pause();
+                }
+            }
             Notice::Ejected { drive } => (self.events)(VmEvent::Ejected { drive }),
             Notice::Defect(thread) => {
                 self.fail(&thread, "a defect in the monitor stopped one of its threads".into());

@@ -32,6 +32,13 @@ pub(super) enum Notice {
         /// What happened.
         message: String,
     },
+    /// A device can't go on until the host is mended.
+    Stalled {
+        /// The device.
+        source: String,
+        /// Why.
+        message: String,
+    },
     /// The guest opened a CD-ROM drive.
     Ejected {
         /// Which.

@@ -189,16 +189,80 @@ fn a_request_without_a_header_or_room_for_its_status_stops_the_device() {
 fn a_failing_host_fails_requests_and_is_complained_of_once() {
     let (device, control) = blk();
     let mut guest = started(device);
-    control.fail(Some(|| DiskError::Full));
+    control.fail(Some(|| DiskError::OutOfRange));
+    assert_eq!(ask(&mut guest, kind::OUT, 0, &[&[1; 512]], &[]).0, 1);
+    assert_eq!(guest.problems().len(), 1);
+    control.fail(Some(|| DiskError::Shrunk));
     for _ in 0..3 {
-        assert_eq!(ask(&mut guest, kind::OUT, 0, &[&[1; 512]], &[]).0, 1);
+        assert_eq!(ask(&mut guest, kind::IN, 0, &[], &[512]).0, 1);
     }
     let problems = guest.problems();
-    assert!(problems.len() == 1 && problems[0].contains("no space left"), "{problems:?}");
-    control.fail(Some(|| DiskError::Shrunk));
-    assert_eq!(ask(&mut guest, kind::IN, 0, &[], &[512]).0, 1);
-    assert_eq!(guest.problems().len(), 1);
+    assert!(problems.len() == 1 && problems[0].contains("cut short"), "{problems:?}");
+    assert!(guest.stalls().is_empty());
     control.fail(None);
+    assert_eq!(ask(&mut guest, kind::IN, 0, &[], &[512]).0, 0);
+}
+
+/// Offers writes of a sector each, filled with their number, from sector 0 on.
+fn offer_writes(guest: &mut Guest<Blk>, count: u8) {
+    for sector in 0..count {
+        let head = header(kind::OUT, u64::from(sector));
+        guest.put(0, Segments { readable: &[&head, &[sector; 512]], writable: &[1] }).unwrap();
+    }
+    guest.kick(0);
+}
+
+/// Takes completions until there are no more, all of them good; how many.
+fn all_good(guest: &mut Guest<Blk>) -> usize {
+    std::iter::from_fn(|| guest.take_used(0)).inspect(|(_, len, answer)| assert_eq!((*len, answer[0]), (1, 0))).count()
+}
+
+#[test]
+fn a_full_host_pauses_the_machine_and_no_write_fails_or_is_lost() {
+    let (device, control) = blk();
+    let mut guest = started(device);
+    control.fail(Some(|| DiskError::Full));
+    offer_writes(&mut guest, 5);
+    assert_eq!(all_good(&mut guest), 0, "nothing completes");
+    let stalls = guest.stalls();
+    assert!(stalls.len() == 1 && stalls[0].contains("no space left"), "{stalls:?}");
+    offer_writes(&mut guest, 5);
+    assert!(guest.stalls().is_empty() && guest.problems().is_empty(), "it was said");
+    // Still full: the machine is paused once more.
+    guest.pause();
+    guest.resume();
+    assert_eq!((all_good(&mut guest), guest.stalls().len()), (0, 1));
+    guest.pause();
+    control.fail(None);
+    guest.resume();
+    assert_eq!(all_good(&mut guest), 10);
+    for sector in 0..5 {
+        assert_eq!(control.bytes()[sector * 512..][..512], [sector as u8; 512]);
+    }
+    assert!(guest.stalls().is_empty());
+}
+
+#[test]
+fn a_checkpoint_of_a_stalled_device_keeps_its_requests() {
+    let (device, control) = blk();
+    let mut guest = started(device);
+    control.fail(Some(|| DiskError::Full));
+    offer_writes(&mut guest, 3);
+    let (other, control) = blk();
+    guest.move_to(other, None);
+    assert_eq!(all_good(&mut guest), 3);
+    assert_eq!(control.bytes()[1024..1536], [2; 512]);
+}
+
+#[test]
+fn a_stalled_device_that_is_reset_starts_afresh() {
+    let (device, control) = blk();
+    let mut guest = started(device);
+    control.fail(Some(|| DiskError::Full));
+    offer_writes(&mut guest, 3);
+    control.fail(None);
+    guest.start();
+    assert_eq!(all_good(&mut guest), 0);
     assert_eq!(ask(&mut guest, kind::IN, 0, &[], &[512]).0, 0);
 }
 
