@@ -6,6 +6,7 @@ pub mod guest;
 pub mod initramfs;
 pub mod kvm;
 pub mod machine;
+pub mod matrix;
 pub mod media;
 pub mod nested;
 pub mod process;

@@ -1,8 +1,9 @@
 //! A virtual machine on the host of the tests, driven through the command line as a person would.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::nested::{Host, Output, Step};
 use crate::screen::{Font, Image};
@@ -34,17 +35,24 @@ pub struct Machine<'h> {
     name: String,
     run: Step,
     serial: Step,
+    life: Duration,
+    picture: Option<PathBuf>,
 }
 
 impl<'h> Machine<'h> {
     /// Creates a machine with these flags of `orangery create`, in the shell's syntax, and starts it.
     pub fn start(host: &'h Host, name: &str, flags: &str) -> Result<Self> {
+        Self::start_for(host, name, flags, LIFE)
+    }
+
+    /// The same, for a machine that may run for `life`.
+    pub fn start_for(host: &'h Host, name: &str, flags: &str, life: Duration) -> Result<Self> {
         let preamble = preamble(host)?;
         host.run("create", &format!("{preamble}orangery create {name} {flags}"), COMMAND)?.success()?;
-        let mut run = host.spawn("run", &format!("{preamble}exec orangery --json run {name} --headless"), LIFE)?;
+        let mut run = host.spawn("run", &format!("{preamble}exec orangery --json run {name} --headless"), life)?;
         run.wait_for("stdout", "\"started\"")?;
-        let serial = host.spawn("serial", &format!("{preamble}exec orangery console {name}"), LIFE)?;
-        Ok(Self { host, name: name.to_owned(), run, serial })
+        let serial = host.spawn("serial", &format!("{preamble}exec orangery console {name}"), life)?;
+        Ok(Self { host, name: name.to_owned(), run, serial, life, picture: None })
     }
 
     /// Runs a verb of `orangery` on it: the words before its name and those after, in the shell's syntax.
@@ -68,8 +76,9 @@ impl<'h> Machine<'h> {
             preamble(self.host)?,
             self.name
         );
-        let mut look = self.host.spawn("screen", &script, LIFE)?;
+        let mut look = self.host.spawn("screen", &script, self.life)?;
         let picture = look.folder().join("screen.png");
+        self.picture = Some(picture.clone());
         while self.run.ended()?.is_none() && look.ended()?.is_none() {
             if picture.exists() {
                 text = font.read(&Image::read(&picture)?);
@@ -81,6 +90,36 @@ impl<'h> Machine<'h> {
             std::thread::sleep(LOOK);
         }
         bail!("{what} never came on the screen, whose last text was:\n{text}\nsee {}", picture.display())
+    }
+
+    /// Takes a picture of its screen.
+    pub fn photograph(&self) -> Result<PathBuf> {
+        Ok(self.verb("screenshot", "screen.png")?.success()?.folder.join("screen.png"))
+    }
+
+    /// The last picture that was looked at.
+    pub fn last_picture(&self) -> Option<PathBuf> {
+        self.picture.clone().filter(|path| path.exists())
+    }
+
+    /// Waits until it has switched itself off.
+    pub fn wait_until_off(&mut self) -> Result<()> {
+        let code = loop {
+            match self.run.ended()? {
+                Some(code) => break code,
+                None => std::thread::sleep(LOOK),
+            }
+        };
+        ensure!(code == 0, "the machine's process ended with {code}, see {}", self.run.folder().display());
+        Ok(())
+    }
+
+    /// Pulls its plug, if it still runs, and waits for its end.
+    pub fn end(mut self) -> Result<()> {
+        if self.run.ended()?.is_none() {
+            self.verb("stop", "--force")?;
+        }
+        self.run.wait().map(drop)
     }
 
     /// Waits until it has stopped by itself.

@@ -45,6 +45,18 @@ pub fn memtest_iso() -> Result<PathBuf> {
     Ok(unpacked("memtest86+")?.join("usr/lib/memtest86+/memtest86+x64.iso"))
 }
 
+/// The version of a package as it can be downloaded now.
+///
+/// # Errors
+/// apt does not know it.
+pub fn version(package: &str) -> Result<String> {
+    let output = Command::new("apt-cache").args(["show", "--no-all-versions", package]).output();
+    let output = output.context("could not run apt-cache")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let version = text.lines().find_map(|line| line.strip_prefix("Version: "));
+    Ok(version.with_context(|| format!("apt does not know the package {package}"))?.to_owned())
+}
+
 /// An unpacked kernel.
 #[derive(Debug, Clone)]
 pub struct Kernel {
@@ -142,7 +154,10 @@ fn read_module(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// A package's files, in the cache.
-fn unpacked(package: &str) -> Result<PathBuf> {
+///
+/// # Errors
+/// It can't be downloaded or unpacked.
+pub fn unpacked(package: &str) -> Result<PathBuf> {
     cached(package, |folder| download(&[package.to_owned()], folder))
 }
 

@@ -204,6 +204,11 @@ Examples:
         /// An ISO, a disk image or a kernel
         file: PathBuf,
     },
+    /// Open the manager's window, with a file as if it had been dropped there: what a double click does
+    Open {
+        /// An ISO, a disk image or a kernel
+        file: Option<PathBuf>,
+    },
     /// Check that this computer has what virtual machines need
     Check,
     /// Show the built-in guest: a moving picture, your keys and pointer, and a test of the devices

@@ -24,7 +24,7 @@ const POLL: Duration = Duration::from_millis(50);
 /// Does what the command line says.
 pub fn perform(cli: Cli) -> Result<(), CliError> {
     let out = Out { json: cli.json };
-    let Some(verb) = cli.verb else { return manager() };
+    let Some(verb) = cli.verb else { return manager(None) };
     match verb {
         Verb::Create { name, machine } => create(out, name, &machine),
         Verb::Boot { machine } => boot(&machine),
@@ -71,6 +71,7 @@ pub fn perform(cli: Cli) -> Result<(), CliError> {
             );
             Ok(())
         }
+        Verb::Open { file } => manager(file),
         Verb::Check => check(out),
         Verb::Demo { headless } => {
             let demo = session::demo(headless)?;
@@ -110,13 +111,13 @@ fn library() -> Result<Library, CliError> {
 }
 
 #[cfg(feature = "gui")]
-fn manager() -> Result<(), CliError> {
+fn manager(open: Option<PathBuf>) -> Result<(), CliError> {
     let failed = |error: anyhow::Error| CliError::Words(Exit::Host, format!("{error:#}"));
-    crate::manager::run(crate::manager::Options::default()).map_err(failed)
+    crate::manager::run(crate::manager::Options { open, ..Default::default() }).map_err(failed)
 }
 
 #[cfg(not(feature = "gui"))]
-fn manager() -> Result<(), CliError> {
+fn manager(_open: Option<PathBuf>) -> Result<(), CliError> {
     let text = "this Orangery was built without windows; 'orangery --help' lists what it can do";
     Err(CliError::Words(Exit::Usage, text.into()))
 }

@@ -76,21 +76,17 @@ impl AcpiFiles {
             waet.write_u32(36, 2);
             build.put_table(waet.as_slice())
         }];
-        let mut xsdt = Sdt::new(*b"XSDT", 36, 1, OEM, OEM_TABLE, 1);
-        for table in listed {
-            xsdt.append_slice(&u64::from(table).to_le_bytes());
-        }
-        let xsdt = build.put_table(xsdt.as_slice());
-        for entry in 0..listed.len() as u32 {
-            build.point(xsdt + 36 + 8 * entry, 8);
-        }
+        // Some programs know only 32-bit pointers: GRUB's `halt` reads where RSDT should be, whatever is there.
+        let rsdt = build.put_list(*b"RSDT", &listed, 4);
+        let xsdt = build.put_list(*b"XSDT", &listed, 8);
         let mut rsdp = b"RSD PTR \0".to_vec();
         rsdp.extend(OEM);
         rsdp.push(2);
-        rsdp.extend(0u32.to_le_bytes());
+        rsdp.extend(rsdt.to_le_bytes());
         rsdp.extend(36u32.to_le_bytes());
         rsdp.extend(u64::from(xsdt).to_le_bytes());
         rsdp.extend([0; 4]);
+        build.steps.push(Step::Pointer { file: RSDP_FILE, at: 16, len: 4 });
         build.steps.push(Step::Pointer { file: RSDP_FILE, at: 24, len: 8 });
         build.steps.push(Step::Checksum { file: RSDP_FILE, at: 8, start: 0, len: 20 });
         build.steps.push(Step::Checksum { file: RSDP_FILE, at: 32, start: 0, len: 36 });
@@ -146,6 +142,19 @@ impl Build {
         let at = self.put(table);
         self.tables[at as usize + 9] = 0;
         self.steps.push(Step::Checksum { file: TABLES_FILE, at: at + 9, start: at, len: table.len() as u32 });
+        at
+    }
+
+    /// Appends a table of pointers to others, `width` bytes each.
+    fn put_list(&mut self, signature: [u8; 4], tables: &[u32], width: u8) -> u32 {
+        let mut list = Sdt::new(signature, 36, 1, OEM, OEM_TABLE, 1);
+        for &table in tables {
+            list.append_slice(&u64::from(table).to_le_bytes()[..usize::from(width)]);
+        }
+        let at = self.put_table(list.as_slice());
+        for entry in 0..tables.len() as u32 {
+            self.point(at + 36 + u32::from(width) * entry, width);
+        }
         at
     }
 
@@ -449,6 +458,12 @@ mod tests {
         let names: Vec<_> = listed.iter().map(|t| &t[..4]).collect();
         assert_eq!(names, [b"FACP", b"APIC", b"MCFG", b"WAET"]);
         assert!(listed.iter().all(|t| sum(t) == 0));
+        // The older list names the same tables.
+        let pointer = |bytes: &[u8]| u64::from(u32::from_le_bytes(bytes[..4].try_into().unwrap()));
+        let rsdt = table(pointer(&rsdp[16..]));
+        assert_eq!((&rsdt[..4], sum(rsdt)), (&b"RSDT"[..], 0));
+        let same: Vec<_> = rsdt[36..].chunks(4).map(|entry| table(pointer(entry))).collect();
+        assert_eq!(same, listed);
         let fadt = listed[0];
         let dsdt = table(u64_at(fadt, 140));
         assert_eq!((&dsdt[..4], sum(dsdt)), (&b"DSDT"[..], 0));

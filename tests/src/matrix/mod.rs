@@ -1,0 +1,233 @@
+//! The boot matrix: which media start, on which firmware, from which controller, and what they do then. [`TABLE`] is the
+//! whole of it; `./dev matrix` runs all rows, the tests run the quick ones.
+
+mod media;
+mod table;
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::machine::Machine;
+use crate::nested::Host;
+
+pub use media::Medium;
+pub use table::TABLE;
+
+/// How long a row's machine may run: emulated hosts are slow, and this only stops what hangs.
+const LIFE: Duration = Duration::from_secs(900);
+
+/// What a machine of the matrix starts with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Firmware {
+    /// SeaBIOS.
+    Bios,
+    /// None: the monitor loads a kernel.
+    Direct,
+}
+
+impl Firmware {
+    fn flags(self) -> &'static str {
+        match self {
+            Firmware::Bios | Firmware::Direct => "",
+        }
+    }
+}
+
+impl fmt::Display for Firmware {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Firmware::Bios => "BIOS",
+            Firmware::Direct => "none (direct)",
+        })
+    }
+}
+
+/// Where its medium is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In a CD-ROM drive.
+    Cdrom,
+    /// On a disk behind virtio-blk.
+    VirtioBlk,
+    /// Given to the monitor as files.
+    Files,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Place::Cdrom => "CD-ROM on AHCI",
+            Place::VirtioBlk => "disk on virtio-blk",
+            Place::Files => "kernel's files",
+        })
+    }
+}
+
+/// What a person at the machine would see and do.
+#[derive(Debug, Clone, Copy)]
+pub enum Step {
+    /// All of these texts stand on the screen at once.
+    Screen(&'static [&'static str]),
+    /// The screen shows the text, then changes and shows it still: something counts.
+    Counts(&'static str),
+    /// The serial port has said this.
+    Serial(&'static str),
+    /// These words of `orangery send-keys`, in the shell's syntax, are typed.
+    Keys(&'static str),
+    /// The reset button is pressed.
+    Reset,
+    /// The machine switches itself off.
+    Off,
+}
+
+/// One line of the matrix.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    /// A plain word, for files.
+    pub name: &'static str,
+    /// What is started.
+    pub medium: Medium,
+    /// By what.
+    pub firmware: Firmware,
+    /// From where.
+    pub place: Place,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Memory, MiB.
+    pub memory: u32,
+    /// What must happen, in order.
+    pub steps: &'static [Step],
+    /// The tests run it; the others are for `./dev matrix` alone.
+    pub quick: bool,
+}
+
+/// What a row came to.
+#[derive(Debug)]
+pub struct Outcome {
+    /// From the start to the first step's end, and to the last's.
+    pub seconds: (f64, f64),
+    /// The medium's package and version.
+    pub version: String,
+    /// The screen's last picture, where there was one.
+    pub picture: Option<PathBuf>,
+}
+
+impl Row {
+    /// Starts the machine and goes through the steps.
+    ///
+    /// # Errors
+    /// The medium can't be made, or a step did not come.
+    pub fn run(&self, host: &Host) -> Result<Outcome> {
+        let medium = self.medium.make()?;
+        let path = |index: usize| {
+            let path: &PathBuf = medium.files.get(index).context("the medium has no such file")?;
+            Ok::<_, anyhow::Error>(path.display())
+        };
+        let place = match self.place {
+            Place::Cdrom => format!("--cdrom '{}'", path(0)?),
+            Place::VirtioBlk => format!("--disk '{}'", path(0)?),
+            Place::Files => format!("--kernel '{}' --initrd '{}' --cmdline '{}'", path(0)?, path(1)?, medium.words),
+        };
+        let (cpus, memory, firmware) = (self.cpus, self.memory, self.firmware.flags());
+        let flags = format!("--memory {memory} --cpus {cpus} --net none {firmware} {place}");
+        let begun = Instant::now();
+        let mut machine = Machine::start_for(host, self.name, &flags, LIFE)?;
+        let mut first = None;
+        let mut stopped = false;
+        let mut result = Ok(());
+        for step in self.steps {
+            result = perform(&mut machine, step).with_context(|| format!("{}: {step:?}", self.name));
+            if result.is_err() {
+                break;
+            }
+            first.get_or_insert(begun.elapsed().as_secs_f64());
+            stopped = matches!(step, Step::Off);
+        }
+        let last = begun.elapsed().as_secs_f64();
+        let picture = if stopped { machine.last_picture() } else { machine.photograph().ok() };
+        if !stopped {
+            machine.end()?;
+        }
+        result?;
+        Ok(Outcome { seconds: (first.unwrap_or(last), last), version: medium.version, picture })
+    }
+}
+
+fn perform(machine: &mut Machine<'_>, step: &Step) -> Result<()> {
+    match *step {
+        Step::Screen(texts) => {
+            let all = |screen: &str| texts.iter().all(|text| screen.contains(text));
+            machine.wait_for_screen(&format!("{texts:?}"), all).map(drop)
+        }
+        Step::Counts(text) => {
+            let first = machine.wait_for_screen(text, |screen| screen.contains(text))?;
+            machine.wait_for_screen("a change", |screen| screen.contains(text) && screen != first).map(drop)
+        }
+        Step::Serial(text) => machine.wait_for_serial(text).map(drop),
+        Step::Keys(keys) => machine.verb("send-keys", keys)?.success().map(drop),
+        Step::Reset => machine.verb("reset", "")?.success().map(drop),
+        Step::Off => machine.wait_until_off(),
+    }
+}
+
+/// Runs these rows one after another, tells of each on standard error, and writes a table with a picture a row into
+/// `folder`.
+///
+/// # Errors
+/// A row failed (all others were still run), or the table can't be written.
+pub fn run<'r>(host: &Host, rows: impl Iterator<Item = &'r Row>, folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("could not make {}", folder.display()))?;
+    let mut table = String::from(
+        "| medium | version | firmware | from | CPUs | result | first step, s | all steps, s | picture |\n|---|---|---|---|---|---|---|---|---|\n",
+    );
+    let mut failed = Vec::new();
+    for row in rows {
+        eprintln!("==> {}", row.name);
+        let Row { name, medium, firmware, place, cpus, .. } = row;
+        let cells = match row.run(host) {
+            Ok(Outcome { seconds: (first, last), version, picture }) => {
+                let kept = picture.map(|from| fs::copy(from, folder.join(format!("{name}.png"))));
+                let picture = if matches!(kept, Some(Ok(_))) { format!("![{name}]({name}.png)") } else { "–".into() };
+                [version, format!("ok | {first:.0} | {last:.0} | {picture}")]
+            }
+            Err(error) => {
+                eprintln!("{name}: {error:#}");
+                failed.push(*name);
+                [String::new(), "**failed** | | |".into()]
+            }
+        };
+        table += &format!("| {medium} | {} | {firmware} | {place} | {cpus} | {} |\n", cells[0], cells[1]);
+    }
+    let path = folder.join("matrix.md");
+    fs::write(&path, table).with_context(|| format!("could not write {}", path.display()))?;
+    if !failed.is_empty() {
+        bail!("{} of the matrix's rows failed: {}", failed.len(), failed.join(", "));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_have_names_of_their_own_that_are_plain_words_and_end_with_something_seen() {
+        for (index, row) in TABLE.iter().enumerate() {
+            assert!(TABLE[..index].iter().all(|other| other.name != row.name), "{} is there twice", row.name);
+            assert!(row.name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'), "{}", row.name);
+            let last = row.steps.last();
+            assert!(last.is_some_and(|step| !matches!(step, Step::Keys(_) | Step::Reset)), "{}", row.name);
+        }
+    }
+
+    #[test]
+    fn a_kernel_s_files_are_started_by_nothing_else_and_discs_are_in_drives() {
+        for row in TABLE {
+            assert_eq!(row.place == Place::Files, row.firmware == Firmware::Direct, "{}", row.name);
+        }
+    }
+}
