@@ -163,7 +163,7 @@ pub fn unpacked(package: &str) -> Result<PathBuf> {
 
 /// A folder of the cache; if it is missing, `fill` makes it, and it appears only when it is complete. Tests that run at
 /// the same time wait for one another.
-fn cached(name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+pub fn cached(name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let cache = crate::target().join("media");
     fs::create_dir_all(&cache).with_context(|| format!("could not make {}", cache.display()))?;
     let lock = File::create(cache.join("lock")).context("could not make the media cache's lock")?;

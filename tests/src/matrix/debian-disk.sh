@@ -50,6 +50,7 @@ export SOURCE_DATE_EPOCH=1700000000
 mmdebstrap --quiet --variant=minbase --format=ext2 --aptopt=apt.conf \
     --include=linux-image-amd64,systemd-sysv,udev,tpm2-tools,shim-signed,grub-efi-amd64-signed,grub-pc-bin \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+    --dpkgopt=force-unsafe-io --customize-hook='mkdir -p "$1/boot/grub"' \
     --customize-hook='copy-in grub.cfg /boot/grub' --customize-hook='copy-in say /usr/local/bin' \
     --customize-hook='copy-in matrix.service /etc/systemd/system' \
     --customize-hook='chmod +x "$1/usr/local/bin/say"' \
@@ -64,7 +65,7 @@ e2label root.ext2 matrix
 
 # A file system for UEFI: shim, which Secure Boot trusts, and GRUB, which shim trusts.
 truncate --size 32M esp.fat
-mformat -i esp.fat -F -v ESP ::
+mformat -i esp.fat -v ESP ::
 mmd -i esp.fat ::/EFI ::/EFI/BOOT ::/EFI/debian
 mcopy -i esp.fat shimx64.efi.signed ::/EFI/BOOT/BOOTX64.EFI
 mcopy -i esp.fat grubx64.efi.signed ::/EFI/BOOT/grubx64.efi

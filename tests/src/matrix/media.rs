@@ -1,9 +1,10 @@
 //! What the matrix starts: discs and disks of the distribution's packages, as they are or put together from them.
 
-use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{fmt, fs};
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 
 use crate::media;
 
@@ -20,6 +21,8 @@ pub enum Medium {
     Ipxe,
     /// The Debian installer's kernel and initrd, in text mode.
     DebianInstaller,
+    /// A Debian system on a disk, made by `debian-disk.sh`, that starts by every firmware, restarts and switches itself off.
+    DebianDisk,
 }
 
 /// A medium on this machine.
@@ -40,6 +43,7 @@ impl Medium {
             Medium::Memtest => "memtest86+",
             Medium::Ipxe => "ipxe",
             Medium::DebianInstaller => "debian-installer-12-netboot-amd64",
+            Medium::DebianDisk => "linux-image-amd64",
         }
     }
 
@@ -48,13 +52,17 @@ impl Medium {
     /// # Errors
     /// The package can't be had.
     pub fn make(self) -> Result<Made> {
-        let folder = media::unpacked(self.package())?;
+        let folder = match self {
+            Medium::DebianDisk => media::cached("debian-disk", make_debian_disk)?,
+            _ => media::unpacked(self.package())?,
+        };
         let installer = "usr/lib/debian-installer/images/12/amd64/text/debian-installer/amd64";
         let (files, words) = match self {
             Medium::GrubRescue => (vec![folder.join("usr/lib/grub-rescue/grub-rescue-cdrom.iso")], ""),
             Medium::GrubFloppy => (vec![folder.join("usr/lib/grub-rescue/grub-rescue-floppy.img")], ""),
             Medium::Memtest => (vec![folder.join("usr/lib/memtest86+/memtest86+x64.iso")], ""),
             Medium::Ipxe => (vec![folder.join("usr/lib/ipxe/ipxe.iso")], ""),
+            Medium::DebianDisk => (vec![folder.join("disk.img")], ""),
             Medium::DebianInstaller => {
                 let folder = folder.join(installer);
                 (vec![folder.join("linux"), folder.join("initrd.gz")], "console=ttyS0")
@@ -72,6 +80,15 @@ impl fmt::Display for Medium {
             Medium::Memtest => "memtest86+",
             Medium::Ipxe => "iPXE",
             Medium::DebianInstaller => "Debian installer, text",
+            Medium::DebianDisk => "Debian on a disk",
         })
     }
+}
+
+fn make_debian_disk(folder: &Path) -> Result<()> {
+    let script = folder.join("script");
+    fs::write(&script, include_str!("debian-disk.sh")).context("could not write a script")?;
+    let status = Command::new("bash").arg(&script).arg(folder).stdout(std::io::stderr()).status();
+    ensure!(status.context("could not run bash")?.success(), "the Debian disk could not be made");
+    fs::remove_file(script).context("could not remove a script")
 }

@@ -20,6 +20,9 @@ pub use table::TABLE;
 /// How long a row's machine may run: emulated hosts are slow, and this only stops what hangs.
 const LIFE: Duration = Duration::from_secs(900);
 
+/// How long copying a disk may take.
+const COPY: Duration = Duration::from_secs(300);
+
 /// What a machine of the matrix starts with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Firmware {
@@ -129,7 +132,13 @@ impl Row {
         };
         let place = match self.place {
             Place::Cdrom => format!("--cdrom '{}'", path(0)?),
-            Place::VirtioBlk => format!("--disk '{}'", path(0)?),
+            Place::VirtioBlk => {
+                // The machine writes to it.
+                let (from, to) = (path(0)?, self.disk(host));
+                let copy = format!("mkdir -p '{}' && cp --sparse=always '{from}' {to}", host.scratch().display());
+                host.run("copy", &copy, COPY)?.success()?;
+                format!("--disk {}", self.disk(host))
+            }
             Place::Files => format!("--kernel '{}' --initrd '{}' --cmdline '{}'", path(0)?, path(1)?, medium.words),
         };
         let (cpus, memory, firmware) = (self.cpus, self.memory, self.firmware.flags());
@@ -152,8 +161,14 @@ impl Row {
         if !stopped {
             machine.end()?;
         }
+        host.run("remove", &format!("rm -f {}", self.disk(host)), COPY)?.success()?;
         result?;
         Ok(Outcome { seconds: (first.unwrap_or(last), last), version: medium.version, picture })
+    }
+
+    /// The machine's own copy of its disk, in the shell's syntax.
+    fn disk(&self, host: &Host) -> String {
+        format!("'{}/{}.img'", host.scratch().display(), self.name)
     }
 }
 

@@ -81,6 +81,21 @@ pub const TABLE: &[Row] = &[
         quick: false,
     },
     Row {
+        name: "debian-bios-virtio",
+        medium: Medium::DebianDisk,
+        firmware: Firmware::Bios,
+        place: Place::VirtioBlk,
+        cpus: 2,
+        memory: 512,
+        steps: &[
+            Step::Serial("matrix: BIOS, 2 CPUs, root on /dev/vda3"),
+            Step::Serial("matrix: restarting"),
+            Step::Serial("matrix: switching off"),
+            Step::Off,
+        ],
+        quick: false,
+    },
+    Row {
         name: "installer-direct",
         medium: Medium::DebianInstaller,
         firmware: Firmware::Direct,
