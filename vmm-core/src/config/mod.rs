@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -71,7 +72,7 @@ pub enum Boot {
     },
 }
 
-/// A hard disk on virtio-blk.
+/// A hard disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
@@ -83,6 +84,55 @@ pub struct DiskConfig {
     /// How the host caches it.
     #[serde(default, skip_serializing_if = "is_default")]
     pub cache: Cache,
+    /// The controller it is behind.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub bus: DiskBus,
+}
+
+impl DiskConfig {
+    /// The disk in this image, as most are: it may be written, and has the default controller.
+    pub fn new(path: impl Into<PathBuf>) -> DiskConfig {
+        DiskConfig { path: path.into(), readonly: false, cache: Cache::default(), bus: DiskBus::default() }
+    }
+}
+
+/// The controller that a disk is behind: what its guest has a driver for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskBus {
+    /// virtio-blk: the fastest, for guests that know virtual machines.
+    #[default]
+    Virtio,
+}
+
+impl DiskBus {
+    /// Every one, the default first.
+    pub const ALL: [DiskBus; 1] = [DiskBus::Virtio];
+
+    /// What files and the command line call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            DiskBus::Virtio => "virtio",
+        }
+    }
+
+    /// What people call it.
+    pub fn title(self) -> &'static str {
+        match self {
+            DiskBus::Virtio => "virtio",
+        }
+    }
+}
+
+impl FromStr for DiskBus {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<DiskBus, String> {
+        DiskBus::ALL.into_iter().find(|bus| bus.name() == name).ok_or_else(|| {
+            let known = DiskBus::ALL.map(DiskBus::name).join(" or ");
+            format!("there is no disk controller {name:?}; write {known}")
+        })
+    }
 }
 
 /// How a disk's I/O meets the host's page cache.

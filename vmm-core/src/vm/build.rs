@@ -16,7 +16,7 @@ use crate::backend::monitor::Monitor;
 use crate::backend::net::Tap;
 use crate::base::{Component, Executor, GuestMemory, WorkerThread};
 use crate::boot::linux::Entry;
-use crate::config::{Cache, VmConfig};
+use crate::config::{Cache, DiskBus, VmConfig};
 use crate::devices::ahci::{Ahci, AhciParts};
 use crate::devices::chipset::{HostBridge, Lpc, Pirq};
 use crate::devices::legacy::{
@@ -139,8 +139,9 @@ impl Machine {
                 what: format!("could not open disk {index}"),
                 source: source.into(),
             })?;
-            let device = Blk::new(Box::new(image), &name);
-            maker.virtio(slot::DISKS + index, &name, device)?;
+            match disk.bus {
+                DiskBus::Virtio => maker.virtio(slot::DISKS + index, &name, Blk::new(Box::new(image), &name))?,
+            }
         }
 
         for (index, net) in (0u8..).zip(&config.nets) {
@@ -285,8 +286,9 @@ impl Maker<'_> {
 fn boot_order(config: &VmConfig) -> Vec<String> {
     let media = config.cdroms.iter().enumerate().filter(|(_, cdrom)| cdrom.path.is_some());
     let cdroms = media.map(|(port, _)| format!("/pci@i0cf8/pci8086,2922@{:x},2/drive@{port}/disk@0", slot::CHIPSET));
-    let disks =
-        (0..config.disks.len()).map(|disk| format!("/pci@i0cf8/scsi@{:x}/disk@0,0", usize::from(slot::DISKS) + disk));
+    let disks = config.disks.iter().enumerate().map(|(index, disk)| match disk.bus {
+        DiskBus::Virtio => format!("/pci@i0cf8/scsi@{:x}/disk@0,0", usize::from(slot::DISKS) + index),
+    });
     cdroms.chain(disks).collect()
 }
 
