@@ -42,6 +42,18 @@ fn the_same_image_twice_is_refused_unless_nobody_writes() {
 }
 
 #[test]
+fn cd_rom_drives_and_sata_disks_share_six_ports() {
+    let mut config = good();
+    config.cdroms = vec![CdromConfig::default(); 2];
+    config.disks = (0..5).map(|i| DiskConfig { bus: DiskBus::Sata, ..DiskConfig::new(format!("/{i}")) }).collect();
+    config.disks.insert(1, DiskConfig::new("/v"));
+    assert_eq!(fields(&config), ["disks[5].bus"]);
+    assert!(config.validate().unwrap_err()[0].problem.contains("6 ports"));
+    config.cdroms.pop();
+    assert_eq!(fields(&config), [""; 0]);
+}
+
+#[test]
 fn a_disks_controller_is_known_by_the_name_that_files_have() {
     for bus in DiskBus::ALL {
         assert_eq!(bus.name().parse(), Ok(bus));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::disk::{Buffers, Completion, Disk, DiskError, Geometry, Request, SECTOR};
+use crate::backend::disk::{Buffers, Complaints, Completion, Disk, Geometry, Request, SECTOR};
 use crate::base::{SavedState, StateError};
 use crate::virtio::{Chain, ConfigBytes, ConfigSpace, Device, Fault, Info, Io, Reader, Role, Source, id};
 
@@ -64,8 +64,7 @@ pub struct Blk {
     /// By slot, which is the token that the disk gets.
     in_flight: Vec<Option<Pending>>,
     free: Vec<usize>,
-    /// What was last complained about, to say it once.
-    complaint: Option<String>,
+    complaints: Complaints,
 }
 
 /// A request that waits for the disk.
@@ -104,7 +103,15 @@ impl Blk {
         let mut own_id = [0; ID_LEN];
         let len = id.len().min(ID_LEN);
         own_id[..len].copy_from_slice(&id.as_bytes()[..len]);
-        Blk { disk, geometry, id: own_id, config, in_flight: Vec::new(), free: Vec::new(), complaint: None }
+        Blk {
+            disk,
+            geometry,
+            id: own_id,
+            config,
+            in_flight: Vec::new(),
+            free: Vec::new(),
+            complaints: Complaints::default(),
+        }
     }
 
     /// Takes requests from the queue as long as there is room for them, and has the disk start.
@@ -219,8 +226,8 @@ impl Blk {
     /// Completes the chains of all that the disk has finished.
     fn reap(&mut self, io: &mut Io<'_>) -> Result<(), Fault> {
         while let Some(Completion { token, result }) = self.disk.completed() {
-            if let Err(error) = &result {
-                self.complain(error, io);
+            if let Some(complaint) = result.as_ref().err().and_then(|error| self.complaints.about(error)) {
+                io.problem(complaint);
             }
             let slot = token as usize;
             let Some(entry) = self.in_flight.get_mut(slot) else { continue };
@@ -235,20 +242,6 @@ impl Blk {
             }
         }
         Ok(())
-    }
-
-    /// Tells the person of the host's failure, once for each reason in a row.
-    fn complain(&mut self, error: &DiskError, io: &mut Io<'_>) {
-        let message = match error {
-            DiskError::Full => {
-                format!("{error}; the guest was told that its write failed: free some space before it goes on")
-            }
-            error => format!("a request of the guest failed: {error}"),
-        };
-        if self.complaint.as_ref() != Some(&message) {
-            io.problem(message.clone());
-            self.complaint = Some(message);
-        }
     }
 }
 
@@ -343,11 +336,11 @@ impl Device for Blk {
     }
 
     fn reset(&mut self) {
-        self.complaint = None;
+        self.complaints.reset();
     }
 
     fn save(&self) -> BlkState {
-        let Blk { disk: _, geometry, id: _, config: _, in_flight: _, free: _, complaint: _ } = self;
+        let Blk { disk: _, geometry, id: _, config: _, in_flight: _, free: _, complaints: _ } = self;
         BlkState { size: geometry.size, readonly: geometry.readonly }
     }
 
