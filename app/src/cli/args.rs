@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use vmm_core::config::DiskBus;
 
 use crate::control::Stream;
 
@@ -232,12 +233,13 @@ pub struct MachineArgs {
     /// An ISO in a CD-ROM drive (repeatable); it is started first
     #[arg(long, value_name = "ISO")]
     pub cdrom: Vec<PathBuf>,
-    /// An existing raw disk image or block device (repeatable); ',ro' makes it read-only
-    #[arg(long, value_name = "PATH[,ro]")]
-    pub disk: Vec<String>,
+    /// An existing raw disk image or block device (repeatable); 'ro' makes it read-only, 'bus' chooses its controller:
+    /// virtio or sata
+    #[arg(long, value_name = "PATH[,ro][,bus=BUS]", value_parser = disk)]
+    pub disk: Vec<DiskArg>,
     /// A new, empty disk, like 40G; it takes the space that is written (repeatable)
-    #[arg(long, value_name = "SIZE", value_parser = crate::library::size::parse)]
-    pub new_disk: Vec<u64>,
+    #[arg(long, value_name = "SIZE[,bus=BUS]", value_parser = new_disk)]
+    pub new_disk: Vec<NewDiskArg>,
     /// Start this kernel (bzImage, or ELF with a PVH entry) instead of the BIOS
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
@@ -259,6 +261,48 @@ pub struct MachineArgs {
     /// A network card on an existing tap interface (repeatable), or none
     #[arg(long, value_name = "none|tap=IFNAME", value_parser = net)]
     pub net: Vec<Net>,
+}
+
+/// An existing disk as the command line has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskArg {
+    /// The image or block device.
+    pub path: PathBuf,
+    /// The guest may not write.
+    pub readonly: bool,
+    /// The controller it is behind.
+    pub bus: DiskBus,
+}
+
+/// Options stand behind the path, so that a path may have commas.
+fn disk(text: &str) -> Result<DiskArg, String> {
+    let (mut path, mut readonly, mut bus) = (text, false, None);
+    while let Some((rest, option)) = path.rsplit_once(',') {
+        match option.strip_prefix("bus=") {
+            Some(name) if bus.is_none() => bus = Some(name.parse()?),
+            None if option == "ro" && !readonly => readonly = true,
+            _ => break,
+        }
+        path = rest;
+    }
+    Ok(DiskArg { path: path.into(), readonly, bus: bus.unwrap_or_default() })
+}
+
+/// A new disk as the command line has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NewDiskArg {
+    /// Bytes.
+    pub size: u64,
+    /// The controller it is behind.
+    pub bus: DiskBus,
+}
+
+fn new_disk(text: &str) -> Result<NewDiskArg, String> {
+    let (size, bus) = match text.split_once(",bus=") {
+        Some((size, name)) => (size, name.parse()?),
+        None => (text, DiskBus::default()),
+    };
+    Ok(NewDiskArg { size: crate::library::size::parse(size)?, bus })
 }
 
 /// A network card as the command line has it.
@@ -304,6 +348,23 @@ mod tests {
                 assert!(arg.get_help().is_some(), "{} {}", verb.get_name(), arg.get_id());
             }
         }
+    }
+
+    #[test]
+    fn a_disks_options_stand_behind_its_path() {
+        let [.., last] = DiskBus::ALL;
+        let parsed = |path: &str, readonly, bus| Ok(DiskArg { path: path.into(), readonly, bus });
+        assert_eq!(disk("/a.img"), parsed("/a.img", false, DiskBus::default()));
+        assert_eq!(disk("/a.img,ro"), parsed("/a.img", true, DiskBus::default()));
+        assert_eq!(disk("/a,b.img"), parsed("/a,b.img", false, DiskBus::default()));
+        let name = last.name();
+        for text in [format!("/a,ro.img,ro,bus={name}"), format!("/a,ro.img,bus={name},ro")] {
+            assert_eq!(disk(&text), parsed("/a,ro.img", true, last));
+        }
+        assert!(disk("/a.img,bus=floppy").unwrap_err().contains(name));
+        assert_eq!(new_disk(&format!("1G,bus={name}")), Ok(NewDiskArg { size: 1 << 30, bus: last }));
+        assert_eq!(new_disk("1G"), Ok(NewDiskArg { size: 1 << 30, bus: DiskBus::default() }));
+        assert!(new_disk("1G,bus=floppy").is_err() && new_disk("1G,ro").is_err());
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use vmm_core::config::VmConfig;
+use vmm_core::config::{DiskBus, VmConfig};
 
 use crate::control::{Power, State};
 use crate::library::preflight::{Cause, Outcome};
@@ -264,8 +264,9 @@ pub fn words(shown: &Shown<'_>) -> String {
         let own = shown.own_disks.iter().find(|own| own.path == disk.path);
         let used = own.map(|own| format!(", {} used", size::human(own.used))).unwrap_or_default();
         let readonly = if disk.readonly { ", read-only" } else { "" };
+        let bus = if disk.bus == DiskBus::default() { String::new() } else { format!(", {}", disk.bus.title()) };
         let size = size.unwrap_or_else(|_| "missing".into());
-        row(&format!("Disk {i}"), format!("{} ({size}{used}{readonly})", disk.path.display()));
+        row(&format!("Disk {i}"), format!("{} ({size}{used}{readonly}{bus})", disk.path.display()));
     }
     for (i, drive) in shown.config.cdroms.iter().enumerate() {
         let medium = drive.path.as_ref().map_or("empty".into(), |path| path.display().to_string());

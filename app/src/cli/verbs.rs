@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::json;
-use vmm_core::config::{Boot, Cache, CdromConfig, DiskConfig, DisplayConfig, NetConfig, VmConfig};
+use vmm_core::config::{Boot, CdromConfig, DiskConfig, DisplayConfig, NetConfig, VmConfig};
 
-use super::args::{Cli, MachineArgs, Net, Verb, Which};
+use super::args::{Cli, DiskArg, MachineArgs, Net, NewDiskArg, Verb, Which};
 use super::output::{Checked, Deleted, Detected, Listed, Shown, table, words};
 use super::{CliError, Exit, print};
 use crate::control::protocol::Request;
@@ -122,14 +122,6 @@ fn manager(_open: Option<PathBuf>) -> Result<(), CliError> {
     Err(CliError::Words(Exit::Usage, text.into()))
 }
 
-/// A disk as the command line has it: `PATH` or `PATH,ro`.
-fn disk(text: &str) -> (PathBuf, bool) {
-    match text.strip_suffix(",ro") {
-        Some(path) => (path.into(), true),
-        None => (text.into(), false),
-    }
-}
-
 fn boot_of(args: &MachineArgs) -> Boot {
     match &args.kernel {
         None => Boot::Bios,
@@ -159,11 +151,10 @@ fn create(out: Out, name: String, args: &MachineArgs) -> Result<(), CliError> {
     new.cpus = args.cpus.unwrap_or(new.cpus);
     new.memory_mib = args.memory.unwrap_or(new.memory_mib);
     new.boot = boot_of(args);
-    let existing = args.disk.iter().map(|text| {
-        let (path, readonly) = disk(text);
-        NewDisk::Existing { path, readonly }
-    });
-    new.disks = existing.chain(args.new_disk.iter().map(|&size| NewDisk::Create { size })).collect();
+    let existing =
+        args.disk.iter().cloned().map(|DiskArg { path, readonly, bus }| NewDisk::Existing { path, readonly, bus });
+    let made = args.new_disk.iter().map(|&NewDiskArg { size, bus }| NewDisk::Create { size, bus });
+    new.disks = existing.chain(made).collect();
     if !args.cdrom.is_empty() {
         new.cdroms = args.cdrom.iter().cloned().map(Some).collect();
     }
@@ -176,10 +167,8 @@ fn create(out: Out, name: String, args: &MachineArgs) -> Result<(), CliError> {
 
 fn boot(args: &MachineArgs) -> Result<(), CliError> {
     // Nothing of the host is looked at that need not be: this is the way to a guest's first instruction.
-    let disks = args.disk.iter().map(|text| {
-        let (path, readonly) = disk(text);
-        DiskConfig { path, readonly, cache: Cache::Auto }
-    });
+    let disks = args.disk.iter().cloned();
+    let disks = disks.map(|DiskArg { path, readonly, bus }| DiskConfig { readonly, bus, ..DiskConfig::new(path) });
     let defaults = || HostLimits::read(Path::new("/var/tmp"));
     let config = VmConfig {
         cpus: args.cpus.unwrap_or_else(|| defaults().default_cpus()),
@@ -193,8 +182,10 @@ fn boot(args: &MachineArgs) -> Result<(), CliError> {
     let first = args.cdrom.first().or(args.kernel.as_ref());
     let file = first.and_then(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned());
     let mut throwaway = Throwaway::new(file.unwrap_or_else(|| "Throwaway".into()), config, args.headless);
-    for &size in &args.new_disk {
-        throwaway.add_disk(size).map_err(|source| CliError::Io { what: "make a temporary disk".into(), source })?;
+    for &NewDiskArg { size, bus } in &args.new_disk {
+        throwaway
+            .add_disk(size, bus)
+            .map_err(|source| CliError::Io { what: "make a temporary disk".into(), source })?;
     }
     Ok(session::boot(&throwaway, None)?)
 }

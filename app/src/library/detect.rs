@@ -318,11 +318,11 @@ impl Medium {
         match &self.kind {
             MediumKind::Iso { .. } => {
                 new.cdroms = vec![Some(self.path.clone())];
-                new.disks = vec![NewDisk::Create { size: limits.default_disk() }];
+                new.disks = vec![NewDisk::create(limits.default_disk())];
             }
             MediumKind::Disk { .. } => {
                 let readonly = rustix::fs::access(&self.path, rustix::fs::Access::WRITE_OK).is_err();
-                new.disks = vec![NewDisk::Existing { path: self.path.clone(), readonly }];
+                new.disks = vec![NewDisk::existing(&self.path, readonly)];
             }
             MediumKind::Linux { .. } | MediumKind::Elf => {
                 new.boot = Boot::Kernel { kernel: self.path.clone(), initrd: None, cmdline: String::new() };

@@ -31,7 +31,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use vmm_core::config::{Boot, Cache, CdromConfig, ConfigError, DiskConfig, DisplayConfig, NetConfig, VmConfig};
+use vmm_core::config::{Boot, CdromConfig, ConfigError, DiskBus, DiskConfig, DisplayConfig, NetConfig, VmConfig};
 
 pub use detect::{Medium, MediumKind, detect};
 pub use files::random_hex;
@@ -128,12 +128,42 @@ pub enum NewDisk {
         path: PathBuf,
         /// The guest may not write.
         readonly: bool,
+        /// The controller it is behind.
+        bus: DiskBus,
     },
     /// A new, empty one in the machine's folder, sparse: it takes the space that the guest writes.
     Create {
         /// Its size, bytes, a multiple of 512.
         size: u64,
+        /// The controller it is behind.
+        bus: DiskBus,
     },
+}
+
+impl NewDisk {
+    /// An image that is there, behind the default controller.
+    pub fn existing(path: impl Into<PathBuf>, readonly: bool) -> NewDisk {
+        NewDisk::Existing { path: path.into(), readonly, bus: DiskBus::default() }
+    }
+
+    /// A new one of `size` bytes, behind the default controller.
+    pub fn create(size: u64) -> NewDisk {
+        NewDisk::Create { size, bus: DiskBus::default() }
+    }
+
+    /// The controller it is behind.
+    pub fn bus(&self) -> DiskBus {
+        match self {
+            NewDisk::Existing { bus, .. } | NewDisk::Create { bus, .. } => *bus,
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn bus_mut(&mut self) -> &mut DiskBus {
+        match self {
+            NewDisk::Existing { bus, .. } | NewDisk::Create { bus, .. } => bus,
+        }
+    }
 }
 
 /// A machine that is to be made.
@@ -182,7 +212,7 @@ impl NewMachine {
             errors.push(ConfigError { field: "name".into(), problem });
         }
         for (i, disk) in self.disks.iter().enumerate() {
-            if let NewDisk::Create { size } = disk
+            if let NewDisk::Create { size, .. } = disk
                 && (!(MIN_DISK..=MAX_DISK).contains(size) || !size.is_multiple_of(512))
             {
                 let (least, most) = (size::human(MIN_DISK), size::human(MAX_DISK));
@@ -199,11 +229,11 @@ impl NewMachine {
     /// The configuration it becomes: new disks inside the folder, everything else as given.
     fn config(&self) -> VmConfig {
         let disks = self.disks.iter().enumerate().map(|(i, disk)| match disk {
-            NewDisk::Existing { path, readonly } => {
-                DiskConfig { path: path.clone(), readonly: *readonly, cache: Cache::Auto }
+            NewDisk::Existing { path, readonly, bus } => {
+                DiskConfig { readonly: *readonly, bus: *bus, ..DiskConfig::new(path) }
             }
-            NewDisk::Create { .. } => {
-                DiskConfig { path: format!("disks/disk-{i}.img").into(), readonly: false, cache: Cache::Auto }
+            NewDisk::Create { size: _, bus } => {
+                DiskConfig { bus: *bus, ..DiskConfig::new(format!("disks/disk-{i}.img")) }
             }
         });
         VmConfig {
@@ -455,7 +485,7 @@ fn build(machine: &Machine, new: &NewMachine) -> Result<(), LibraryError> {
     make_folders(&machine.folder.join("disks"))?;
     make_folders(&machine.logs())?;
     for (disk, made) in new.disks.iter().zip(&machine.config.disks) {
-        if let NewDisk::Create { size } = disk {
+        if let NewDisk::Create { size, .. } = disk {
             let path = machine.resolve(&made.path);
             files::create_sparse(&path, *size).map_err(LibraryError::io("make the disk", &path))?;
         }

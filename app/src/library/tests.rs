@@ -49,11 +49,7 @@ fn a_machine_is_read_as_it_was_made() {
     std::fs::write(&iso, "").unwrap();
     let new = NewMachine {
         boot: Boot::Kernel { kernel: iso.clone(), initrd: Some(iso.clone()), cmdline: "a=\"b\" c".into() },
-        disks: vec![
-            NewDisk::Create { size: 1 << 30 },
-            NewDisk::Existing { path: iso.clone(), readonly: true },
-            NewDisk::Create { size: 2 << 30 },
-        ],
+        disks: vec![NewDisk::create(1 << 30), NewDisk::existing(&iso, true), NewDisk::create(2 << 30)],
         cdroms: vec![Some(iso.clone()), None],
         nets: vec![NetConfig { tap: "tap0".into(), mac: None }],
         display: DisplayConfig { width: 800, height: 600 },
@@ -84,7 +80,7 @@ fn every_configuration_survives_its_file() {
         machine.config.cpus = cpus;
         machine.config.memory_mib = memory_mib;
         machine.config.disks = (0..count)
-            .map(|i| DiskConfig { path: format!("{i}{path}").into(), readonly: i % 2 == 1, cache: Cache::Auto })
+            .map(|i| DiskConfig { readonly: i % 2 == 1, bus: DiskBus::ALL[i % DiskBus::ALL.len()], ..DiskConfig::new(format!("{i}{path}")) })
             .collect();
         machine.config.cdroms = vec![CdromConfig { path: None }, CdromConfig { path: Some(path.clone().into()) }];
         if let Some(cmdline) = cmdline {
@@ -131,7 +127,7 @@ fn a_wrong_name_leads_to_the_one_that_was_meant() {
 fn a_creation_that_fails_leaves_nothing_behind() {
     let (_dir, library) = library();
     // The first disk can be made, the second is larger than the file system takes.
-    let disks = vec![NewDisk::Create { size: 1 << 20 }, NewDisk::Create { size: MAX_DISK }];
+    let disks = vec![NewDisk::create(1 << 20), NewDisk::create(MAX_DISK)];
     let too_large = library.create(&NewMachine { disks, ..plain("big") });
     if let Ok(machine) = too_large {
         // This file system takes it: then the machine is whole.
@@ -140,7 +136,7 @@ fn a_creation_that_fails_leaves_nothing_behind() {
     }
     let missing = NewMachine { cdroms: vec![Some("/no/such.iso".into())], ..plain("a") };
     assert!(matches!(library.create(&missing), Err(LibraryError::Io { .. })));
-    let wrong = NewMachine { cpus: 0, disks: vec![NewDisk::Create { size: 5 }], ..plain("a\u{7}") };
+    let wrong = NewMachine { cpus: 0, disks: vec![NewDisk::create(5)], ..plain("a\u{7}") };
     let fields: Vec<String> = wrong.validate().unwrap_err().into_iter().map(|e| e.field).collect();
     assert_eq!(fields, ["name", "disks[0].size", "cpus"]);
     assert!(library.create(&wrong).is_err());
@@ -160,7 +156,7 @@ fn what_a_crash_left_half_made_is_not_seen_and_goes() {
 #[test]
 fn a_broken_file_is_told_with_line_and_field_and_hurts_no_other() {
     let (_dir, library) = library();
-    let disks = vec![NewDisk::Create { size: 1 << 20 }, NewDisk::Create { size: 1 << 20 }];
+    let disks = vec![NewDisk::create(1 << 20), NewDisk::create(1 << 20)];
     let made = library.create(&NewMachine { disks, ..plain("a") }).unwrap();
     library.create(&plain("b")).unwrap();
     let whole = std::fs::read_to_string(made.folder().join(machine::FILE)).unwrap();
@@ -228,7 +224,7 @@ fn no_file_whatever_panics() {
 #[test]
 fn a_deleted_machine_comes_back_as_it_was() {
     let (_dir, library) = library();
-    let made = library.create(&NewMachine { disks: vec![NewDisk::Create { size: 1 << 20 }], ..plain("a") }).unwrap();
+    let made = library.create(&NewMachine { disks: vec![NewDisk::create(1 << 20)], ..plain("a") }).unwrap();
     std::fs::write(&made.resolved().disks[0].path, b"data").unwrap();
     let trashed = library.trash("A").unwrap();
     assert_eq!(names(&library), [""; 0]);
@@ -281,7 +277,7 @@ fn a_machine_that_runs_is_not_deleted() {
 #[test]
 fn a_copied_folder_is_a_machine_and_gets_an_id_of_its_own_when_it_starts() {
     let (_dir, library) = library();
-    let made = library.create(&NewMachine { disks: vec![NewDisk::Create { size: 1 << 20 }], ..plain("a") }).unwrap();
+    let made = library.create(&NewMachine { disks: vec![NewDisk::create(1 << 20)], ..plain("a") }).unwrap();
     let copy = library.root().join("copy");
     std::fs::create_dir_all(copy.join("disks")).unwrap();
     for file in ["machine.toml", "disks/disk-0.img"] {

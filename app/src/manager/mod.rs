@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
 
 use egui::{Context, Ui};
-use vmm_core::config::Boot;
+use vmm_core::config::{Boot, DiskConfig};
 
 use self::action::{Action, Command, Power, Purpose, Request, Settings, Update, Watch};
 use self::model::{Failure, Model, Picture};
@@ -551,8 +551,8 @@ impl Manager {
                 Purpose::Disk(index) => {
                     let readonly = false;
                     match draft.new.disks.get_mut(index) {
-                        Some(disk) => *disk = NewDisk::Existing { path, readonly },
-                        None => draft.new.disks.push(NewDisk::Existing { path, readonly }),
+                        Some(disk) => *disk = NewDisk::Existing { path, readonly, bus: disk.bus() },
+                        None => draft.new.disks.push(NewDisk::existing(path, readonly)),
                     }
                     return;
                 }
@@ -564,7 +564,7 @@ impl Manager {
                 Purpose::Disk(index) => {
                     match edit.config.disks.get_mut(index) {
                         Some(disk) => disk.path = path,
-                        None => edit.config.disks.push(views::attached(path)),
+                        None => edit.config.disks.push(DiskConfig::new(path)),
                     }
                     return;
                 }

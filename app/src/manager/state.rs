@@ -152,7 +152,7 @@ impl Draft {
     /// A machine with this host's defaults, with a name that no other has.
     pub fn new(host: &HostLimits, taken: &[&str]) -> Draft {
         let mut new = NewMachine::with_defaults(free_name(PLAIN_NAME, taken), host);
-        new.disks = vec![NewDisk::Create { size: host.default_disk() }];
+        new.disks = vec![NewDisk::create(host.default_disk())];
         Draft { new, named: false, source: None }
     }
 

@@ -110,7 +110,7 @@ fn config() -> VmConfig {
         cpus: 2,
         memory_mib: 2048,
         boot: Default::default(),
-        disks: vec![DiskConfig { path: "disks/disk-0.img".into(), readonly: false, cache: Default::default() }],
+        disks: vec![DiskConfig::new("disks/disk-0.img")],
         cdroms: vec![CdromConfig { path: Some("/isos/debian-12.iso".into()) }],
         nets: vec![],
         display: Default::default(),
@@ -228,7 +228,7 @@ fn what_is_wrong_with_a_new_machine_stands_beside_its_field_and_nothing_is_made(
     let asked = stage.asked();
     let [Request::Create { new, start: false }] = asked.as_slice() else { panic!("{asked:?}") };
     assert_eq!((new.name.as_str(), new.cpus, new.memory_mib), ("mint 2", 4, 4096));
-    assert_eq!(new.disks, [NewDisk::Create { size: 40 << 30 }]);
+    assert_eq!(new.disks, [NewDisk::create(40 << 30)]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
 use rustix::fs::{MemfdFlags, Mode, OFlags};
-use vmm_core::config::{Boot, DiskConfig, DisplayConfig, VmConfig};
+use vmm_core::config::{Boot, DiskBus, DiskConfig, DisplayConfig, VmConfig};
 
 use super::launch::Announcement;
 use super::run::{RunError, end, finish};
@@ -37,13 +37,13 @@ impl Throwaway {
     ///
     /// # Errors
     /// The file system refuses.
-    pub fn add_disk(&mut self, size: u64) -> io::Result<()> {
+    pub fn add_disk(&mut self, size: u64, bus: DiskBus) -> io::Result<()> {
         let folder = std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
         let mode = Mode::RUSR | Mode::WUSR;
         let file = File::from(rustix::fs::open(folder, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode)?);
         file.set_len(size)?;
         let path = self.keep(file);
-        self.config.disks.push(DiskConfig { path, readonly: false, cache: vmm_core::config::Cache::Auto });
+        self.config.disks.push(DiskConfig { bus, ..DiskConfig::new(path) });
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -19,8 +20,10 @@ pub const MIN_MEMORY_MIB: u64 = 4;
 pub const MAX_MEMORY_MIB: u64 = 256 * 1024;
 /// The most disks and drives of one kind: what fits on PCI bus 0 beside the fixed devices.
 pub const MAX_DISKS: usize = 16;
-/// CD-ROM drives: the ports of the AHCI controller.
+/// CD-ROM drives, on the SATA controller.
 pub const MAX_CDROMS: usize = 4;
+/// CD-ROM drives and SATA disks together: the ports of the SATA controller.
+pub const SATA_PORTS: usize = 6;
 /// Network cards.
 pub const MAX_NETS: usize = 8;
 /// The longest kernel command line, bytes (Linux/x86 `COMMAND_LINE_SIZE`).
@@ -71,7 +74,7 @@ pub enum Boot {
     },
 }
 
-/// A hard disk on virtio-blk.
+/// A hard disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
@@ -83,6 +86,59 @@ pub struct DiskConfig {
     /// How the host caches it.
     #[serde(default, skip_serializing_if = "is_default")]
     pub cache: Cache,
+    /// The controller it is behind.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub bus: DiskBus,
+}
+
+impl DiskConfig {
+    /// The disk in this image, as most are: it may be written, and has the default controller.
+    pub fn new(path: impl Into<PathBuf>) -> DiskConfig {
+        DiskConfig { path: path.into(), readonly: false, cache: Cache::default(), bus: DiskBus::default() }
+    }
+}
+
+/// The controller that a disk is behind: what its guest has a driver for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskBus {
+    /// virtio-blk: the fastest, for guests that know virtual machines.
+    #[default]
+    Virtio,
+    /// A port of the SATA (AHCI) controller, for guests of any age.
+    Sata,
+}
+
+impl DiskBus {
+    /// Every one, the default first.
+    pub const ALL: [DiskBus; 2] = [DiskBus::Virtio, DiskBus::Sata];
+
+    /// What files and the command line call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            DiskBus::Virtio => "virtio",
+            DiskBus::Sata => "sata",
+        }
+    }
+
+    /// What people call it.
+    pub fn title(self) -> &'static str {
+        match self {
+            DiskBus::Virtio => "virtio",
+            DiskBus::Sata => "SATA",
+        }
+    }
+}
+
+impl FromStr for DiskBus {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<DiskBus, String> {
+        DiskBus::ALL.into_iter().find(|bus| bus.name() == name).ok_or_else(|| {
+            let known = DiskBus::ALL.map(DiskBus::name).join(" or ");
+            format!("there is no disk controller {name:?}; write {known}")
+        })
+    }
 }
 
 /// How a disk's I/O meets the host's page cache.
@@ -96,7 +152,7 @@ pub enum Cache {
     Writeback,
 }
 
-/// A CD-ROM drive on AHCI.
+/// A CD-ROM drive on the SATA controller.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CdromConfig {
@@ -221,6 +277,17 @@ impl VmConfig {
                     format!("it is disk {twin} already; the same image twice would destroy it"),
                 );
             }
+        }
+        let sata = self.disks.iter().enumerate().filter(|(_, disk)| disk.bus == DiskBus::Sata);
+        for (i, _) in sata.skip(SATA_PORTS.saturating_sub(self.cdroms.len())) {
+            check(
+                false,
+                &format_args!("disks[{i}].bus"),
+                format!(
+                    "the SATA controller has {SATA_PORTS} ports for CD-ROM drives and SATA disks together, and all are \
+                     taken; put this disk on another controller"
+                ),
+            );
         }
         for (i, net) in self.nets.iter().enumerate() {
             let fits = (1..=15).contains(&net.tap.len()) && !net.tap.contains(['/', ' ', '\0']);

@@ -33,12 +33,38 @@ fn every_wrong_field_is_named_at_once() {
 
 #[test]
 fn the_same_image_twice_is_refused_unless_nobody_writes() {
-    let disk = |readonly| DiskConfig { path: "/a.img".into(), readonly, cache: Cache::Auto };
+    let disk = |readonly| DiskConfig { readonly, ..DiskConfig::new("/a.img") };
     let mut config = good();
     config.disks = vec![disk(true), disk(true)];
     assert_eq!(fields(&config), [""; 0]);
     config.disks = vec![disk(true), disk(false)];
     assert_eq!(fields(&config), ["disks[1].path"]);
+}
+
+#[test]
+fn cd_rom_drives_and_sata_disks_share_six_ports() {
+    let mut config = good();
+    config.cdroms = vec![CdromConfig::default(); 2];
+    config.disks = (0..5).map(|i| DiskConfig { bus: DiskBus::Sata, ..DiskConfig::new(format!("/{i}")) }).collect();
+    config.disks.insert(1, DiskConfig::new("/v"));
+    assert_eq!(fields(&config), ["disks[5].bus"]);
+    assert!(config.validate().unwrap_err()[0].problem.contains("6 ports"));
+    config.cdroms.pop();
+    assert_eq!(fields(&config), [""; 0]);
+}
+
+#[test]
+fn a_disks_controller_is_known_by_the_name_that_files_have() {
+    for bus in DiskBus::ALL {
+        assert_eq!(bus.name().parse(), Ok(bus));
+        assert_eq!(ciborium::Value::serialized(&bus).unwrap(), ciborium::Value::Text(bus.name().into()));
+    }
+    assert!("scsi".parse::<DiskBus>().unwrap_err().contains(DiskBus::ALL[0].name()));
+    // A file of before there was a choice has no such field, and needs none.
+    let plain = ciborium::Value::serialized(&DiskConfig::new("/a.img")).unwrap();
+    let path = (ciborium::Value::Text("path".into()), ciborium::Value::Text("/a.img".into()));
+    assert_eq!(plain, ciborium::Value::Map(vec![path]));
+    assert_eq!(plain.deserialized::<DiskConfig>().unwrap(), DiskConfig::new("/a.img"));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::disk::{Buffers, Completion, Disk, DiskError, Geometry, Request, SECTOR};
+use crate::backend::disk::{Buffers, Complaints, Completion, Disk, DiskError, Geometry, Request, SECTOR};
 use crate::base::{SavedState, StateError};
 use crate::virtio::{Chain, ConfigBytes, ConfigSpace, Device, Fault, Info, Io, Reader, Role, Source, id};
 
@@ -64,8 +64,7 @@ pub struct Blk {
     /// By slot, which is the token that the disk gets.
     in_flight: Vec<Option<Pending>>,
     free: Vec<usize>,
-    /// What was last complained about, to say it once.
-    complaint: Option<String>,
+    complaints: Complaints,
     /// The host was full: nothing is taken until the machine was paused and goes on.
     stalled: bool,
 }
@@ -115,7 +114,7 @@ impl Blk {
             config,
             in_flight: Vec::new(),
             free: Vec::new(),
-            complaint: None,
+            complaints: Complaints::default(),
             stalled: false,
         }
     }
@@ -235,7 +234,11 @@ impl Blk {
         while let Some(Completion { token, result }) = self.disk.completed() {
             match &result {
                 Err(DiskError::Full) => self.stall(io),
-                Err(error) => self.complain(error, io),
+                Err(error) => {
+                    if let Some(complaint) = self.complaints.about(error) {
+                        io.problem(complaint);
+                    }
+                }
                 Ok(()) => {}
             }
             let slot = token as usize;
@@ -264,15 +267,6 @@ impl Blk {
     fn stall(&mut self, io: &mut Io<'_>) {
         if !std::mem::replace(&mut self.stalled, true) {
             io.stall(format!("{}; free some, then resume the machine", DiskError::Full));
-        }
-    }
-
-    /// Tells the person of the host's failure, once for each reason in a row.
-    fn complain(&mut self, error: &DiskError, io: &mut Io<'_>) {
-        let message = format!("a request of the guest failed: {error}");
-        if self.complaint.as_ref() != Some(&message) {
-            io.problem(message.clone());
-            self.complaint = Some(message);
         }
     }
 }
@@ -373,12 +367,12 @@ impl Device for Blk {
     }
 
     fn reset(&mut self) {
-        self.complaint = None;
+        self.complaints.reset();
         self.stalled = false;
     }
 
     fn save(&self) -> BlkState {
-        let Blk { disk: _, geometry, id: _, config: _, in_flight: _, free: _, complaint: _, stalled: _ } = self;
+        let Blk { disk: _, geometry, id: _, config: _, in_flight: _, free: _, complaints: _, stalled: _ } = self;
         BlkState { size: geometry.size, readonly: geometry.readonly }
     }
 

@@ -16,8 +16,8 @@ use crate::backend::monitor::Monitor;
 use crate::backend::net::Tap;
 use crate::base::{Component, Executor, GuestMemory, WorkerThread};
 use crate::boot::linux::Entry;
-use crate::config::{Cache, VmConfig};
-use crate::devices::ahci::{Ahci, AhciParts};
+use crate::config::{Cache, DiskBus, VmConfig};
+use crate::devices::ahci::{Ahci, AhciParts, Drive};
 use crate::devices::chipset::{HostBridge, Lpc, Pirq};
 use crate::devices::legacy::{
     CmosSizes, DebugCon, FwCfg, HostClock, I8042, I8042_PORTS, PmBlock, Port92, ResetControl, Rtc, Serial,
@@ -137,6 +137,7 @@ impl Machine {
         maker.virtio(slot::TABLET, "tablet", Input::tablet(ports.pointer))?;
         maker.virtio(slot::RNG, "rng", Rng::default())?;
         maker.virtio(slot::CONSOLE, "console", Console::new(ports.console))?;
+        let mut sata = cd_drives(config)?;
         for (index, disk) in (0u8..).zip(&config.disks) {
             let name = format!("disk{index}");
             let options = OpenOptions { readonly: disk.readonly, direct: disk.cache == Cache::Auto };
@@ -144,8 +145,10 @@ impl Machine {
                 what: format!("could not open disk {index}"),
                 source: source.into(),
             })?;
-            let device = Blk::new(Box::new(image), &name);
-            maker.virtio(slot::DISKS + index, &name, device)?;
+            match disk.bus {
+                DiskBus::Virtio => maker.virtio(slot::DISKS + index, &name, Blk::new(Box::new(image), &name))?,
+                DiskBus::Sata => sata.push(Drive::Disk(Box::new(image), name)),
+            }
         }
 
         for (index, net) in (0u8..).zip(&config.nets) {
@@ -158,7 +161,7 @@ impl Machine {
             maker.virtio(slot::NETS + index, &format!("net{index}"), card)?;
         }
 
-        let drives = if config.cdroms.is_empty() { None } else { Some(maker.cdroms(config)?) };
+        let drives = if sata.is_empty() { None } else { Some(maker.sata(sata)?) };
 
         let Maker { workers, components, .. } = maker;
         let generation = Arc::new(AtomicU64::new(0));
@@ -254,29 +257,19 @@ impl Maker<'_> {
         Ok(())
     }
 
-    /// The SATA controller with the CD-ROM drives, on a thread of its own.
-    fn cdroms(&mut self, config: &VmConfig) -> Result<Arc<Ahci>, BuildError> {
-        let mut media = Vec::new();
-        for (drive, cdrom) in config.cdroms.iter().enumerate() {
-            media.push(match &cdrom.path {
-                None => None,
-                Some(path) => Some(Medium::open(path).map_err(|source| BuildError::Host {
-                    what: format!("could not put a medium in CD-ROM drive {drive}"),
-                    source: source.into(),
-                })?),
-            });
-        }
+    /// The SATA controller with these on its ports, on a thread of its own.
+    fn sata(&mut self, drives: Vec<Drive>) -> Result<Arc<Ahci>, BuildError> {
         let messages = Mutex::new(self.messages.clone());
         let parts = AhciParts {
-            name: "cdrom".into(),
+            name: "sata".into(),
             memory: self.memory.clone(),
-            executor: self.worker("cdrom")?,
+            executor: self.worker("sata")?,
             msi: self.kvm.clone(),
             line: self.pirq.line(slot::CHIPSET, 0),
             problems: self.problems.clone(),
             ejected: Arc::new(move |drive| notify(&messages, Notice::Ejected { drive })),
         };
-        let ahci = host("could not create the SATA controller", Ahci::new(parts, media))?;
+        let ahci = host("could not create the SATA controller", Ahci::new(parts, drives))?;
         self.pci(PciAddress::new(slot::CHIPSET, 2), ahci.clone());
         Ok(ahci)
     }
@@ -287,13 +280,29 @@ impl Maker<'_> {
     }
 }
 
+/// The CD-ROM drives: the first ports of the SATA controller, so that a drive's number is its port's.
+fn cd_drives(config: &VmConfig) -> Result<Vec<Drive>, BuildError> {
+    let drives = config.cdroms.iter().enumerate().map(|(drive, cdrom)| {
+        let medium = cdrom.path.as_ref().map(|path| Medium::open(path)).transpose();
+        medium.map(Drive::Cd).map_err(|source| BuildError::Host {
+            what: format!("could not put a medium in CD-ROM drive {drive}"),
+            source: source.into(),
+        })
+    });
+    drives.collect()
+}
+
 /// What firmware tries, in order, by the names of OpenFirmware paths that SeaBIOS and OVMF know: the media in CD-ROM
 /// drives, then the disks.
 fn boot_order(config: &VmConfig) -> Vec<String> {
+    let on_port = |port: usize| format!("/pci@i0cf8/pci8086,2922@{:x},2/drive@{port}/disk@0", slot::CHIPSET);
     let media = config.cdroms.iter().enumerate().filter(|(_, cdrom)| cdrom.path.is_some());
-    let cdroms = media.map(|(port, _)| format!("/pci@i0cf8/pci8086,2922@{:x},2/drive@{port}/disk@0", slot::CHIPSET));
-    let disks =
-        (0..config.disks.len()).map(|disk| format!("/pci@i0cf8/scsi@{:x}/disk@0,0", usize::from(slot::DISKS) + disk));
+    let cdroms = media.map(|(port, _)| on_port(port));
+    let mut sata_ports = config.cdroms.len()..;
+    let disks = config.disks.iter().enumerate().filter_map(|(index, disk)| match disk.bus {
+        DiskBus::Virtio => Some(format!("/pci@i0cf8/scsi@{:x}/disk@0,0", usize::from(slot::DISKS) + index)),
+        DiskBus::Sata => sata_ports.next().map(on_port),
+    });
     cdroms.chain(disks).collect()
 }
 

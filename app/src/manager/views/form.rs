@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use egui::{Id, Ui, WidgetInfo, WidgetType};
-use vmm_core::config::{Boot, ConfigError, DisplayConfig, NetConfig};
+use vmm_core::config::{Boot, ConfigError, DiskBus, DisplayConfig, NetConfig};
 
 use super::View;
 use crate::library::HostLimits;
@@ -153,6 +153,20 @@ pub fn new_disk_hint(bytes: u64, host: Option<&HostLimits>) -> String {
         Some(host) => format!("Thin: takes only what the guest writes. {} are free", human(host.space)),
         None => String::new(),
     }
+}
+
+/// The controller that a disk is behind.
+pub fn disk_bus(ui: &mut Ui, index: usize, bus: &mut DiskBus, errors: &[ConfigError]) {
+    let label = format!("Disk {}", index + 1);
+    let note = Note::NONE.or_error(error_of(errors, &format!("disks[{index}].bus")));
+    ui.field_row(&label, note, |ui, _| {
+        for choice in DiskBus::ALL {
+            let enabled = ui.is_enabled();
+            let radio = ui.radio_value(bus, choice, choice.title());
+            let name = format!("{label}: {}", choice.title());
+            radio.widget_info(|| WidgetInfo::selected(WidgetType::RadioButton, enabled, *bus == choice, &name));
+        }
+    });
 }
 
 /// The network cards.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use egui::{Frame, Margin, Panel, Ui, WidgetInfo, WidgetType};
-use vmm_core::config::{Cache, CdromConfig, DiskConfig, MAX_CDROMS, MAX_DISKS, VmConfig};
+use vmm_core::config::{CdromConfig, ConfigError, MAX_CDROMS, MAX_DISKS, VmConfig};
 
 use super::{View, form, notices, shell};
 use crate::manager::action::{Action, Purpose};
@@ -77,7 +77,7 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>, machine: &Machine) {
     view.state.edit = Some(edit);
 }
 
-fn disks(ui: &mut Ui, view: &mut View<'_>, config: &mut VmConfig, errors: &[vmm_core::config::ConfigError]) {
+fn disks(ui: &mut Ui, view: &mut View<'_>, config: &mut VmConfig, errors: &[ConfigError]) {
     ui.section("Disks");
     let mut gone = None;
     for (i, disk) in config.disks.iter_mut().enumerate() {
@@ -114,6 +114,11 @@ fn disks(ui: &mut Ui, view: &mut View<'_>, config: &mut VmConfig, errors: &[vmm_
             }
         },
     );
+    if !config.disks.is_empty() && ui.fold("controllers", "Controllers") {
+        for (i, disk) in config.disks.iter_mut().enumerate() {
+            form::disk_bus(ui, i, &mut disk.bus, errors);
+        }
+    }
 }
 
 fn drives(
@@ -121,7 +126,7 @@ fn drives(
     view: &mut View<'_>,
     machine: &Machine,
     config: &mut VmConfig,
-    errors: &[vmm_core::config::ConfigError],
+    errors: &[ConfigError],
     alive: bool,
 ) {
     ui.section("CD-ROM");
@@ -168,9 +173,4 @@ fn live_drive(ui: &mut Ui, view: &mut View<'_>, drive: usize, medium: Option<&st
             view.ask(Action::Eject(drive));
         }
     });
-}
-
-/// A disk that is attached to an old machine.
-pub fn attached(path: PathBuf) -> DiskConfig {
-    DiskConfig { path, readonly: false, cache: Cache::Auto }
 }

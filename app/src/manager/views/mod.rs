@@ -21,7 +21,6 @@ use super::model::Model;
 use super::state::ViewState;
 use crate::theme::{Tone, UiExt, icon};
 
-pub use hardware::attached;
 pub use shell::show;
 
 /// The guests' pictures, by the machines' names.

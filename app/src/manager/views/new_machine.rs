@@ -117,7 +117,7 @@ fn disks(ui: &mut Ui, view: &mut View<'_>, draft: &mut Draft, host: Option<&Host
     for (i, disk) in disks.iter_mut().enumerate() {
         let label = if i == 0 { "Disk".to_string() } else { format!("Disk {}", i + 1) };
         let hint = match disk {
-            NewDisk::Create { size } => form::new_disk_hint(*size, host),
+            NewDisk::Create { size, .. } => form::new_disk_hint(*size, host),
             NewDisk::Existing { readonly: true, .. } => "The guest may only read it".into(),
             NewDisk::Existing { .. } => "The guest writes to this file itself, where it is".into(),
         };
@@ -125,8 +125,8 @@ fn disks(ui: &mut Ui, view: &mut View<'_>, draft: &mut Draft, host: Option<&Host
         ui.field_row(&label, note, |ui, id| {
             let remove = size::CONTROL + size::GAP;
             match disk {
-                NewDisk::Create { size } => form::new_disk(ui, id, size, host, remove),
-                NewDisk::Existing { path, readonly } => existing(ui, view, id, &label, i, path, readonly),
+                NewDisk::Create { size, .. } => form::new_disk(ui, id, size, host, remove),
+                NewDisk::Existing { path, readonly, .. } => existing(ui, view, id, &label, i, path, readonly),
             }
             if ui.icon_button(icon::TRASH, &format!("Remove: {label}")).clicked() {
                 gone = Some(i);
@@ -141,7 +141,7 @@ fn disks(ui: &mut Ui, view: &mut View<'_>, draft: &mut Draft, host: Option<&Host
     ui.field_row(if none { "Disk" } else { "" }, note, |ui, _| {
         let full = (disks.len() >= MAX_DISKS).then_some("It has as many disks as a machine can have");
         if ui.tool_button(Tone::Info, icon::ADD, "New disk", full).clicked() {
-            disks.push(NewDisk::Create { size: host.map_or(8 << 30, HostLimits::default_disk) });
+            disks.push(NewDisk::create(host.map_or(8 << 30, HostLimits::default_disk)));
         }
         if ui.tool_button(Tone::Info, icon::OPEN, "Disk image…", full).clicked() {
             view.ask(Action::Pick(Purpose::Disk(disks.len())));
@@ -172,6 +172,9 @@ fn existing(
 }
 
 fn advanced(ui: &mut Ui, view: &mut View<'_>, draft: &mut Draft, errors: &[ConfigError]) {
+    for (i, disk) in draft.new.disks.iter_mut().enumerate() {
+        form::disk_bus(ui, i, disk.bus_mut(), errors);
+    }
     for drive in 0..draft.new.cdroms.len() {
         let medium = draft.new.cdroms[drive].clone();
         if let Some(new) = form::cdrom(ui, view, drive, medium.as_deref(), errors) {

@@ -2,6 +2,7 @@
 //! event. The first kind is [`RawDisk`]; a device gets whichever as a value.
 
 mod buffers;
+mod complaint;
 mod image;
 mod job;
 mod medium;
@@ -18,6 +19,7 @@ use std::io;
 use std::os::fd::RawFd;
 
 pub use buffers::Buffers;
+pub use complaint::Complaints;
 pub use image::{OpenError, OpenOptions};
 pub use medium::{BLOCK, Medium};
 #[cfg(any(test, feature = "testkit"))]

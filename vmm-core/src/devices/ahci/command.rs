@@ -4,10 +4,10 @@
 use crate::backend::disk::Buffers;
 use crate::base::{GuestAddress, GuestMemory, MemoryError};
 
-/// The most runs of RAM in one piece of a transfer.
-const MAX_RUNS: usize = 256;
-/// The most bytes in one piece.
-const MAX_PIECE: u64 = 256 * 1024;
+/// The most runs of RAM in one piece of a transfer, but for what completes its last unit.
+const MAX_RUNS: usize = 512;
+/// The most bytes in one piece: the requests of most systems are one.
+const MAX_PIECE: u64 = 2 << 20;
 
 const FIS_H2D: u8 = 0x27;
 const FIS_COMMAND: u8 = 1 << 7;
@@ -15,6 +15,8 @@ const FIS_COMMAND: u8 = 1 << 7;
 /// A command, copied out of the guest's reach.
 pub(super) struct Command {
     header: GuestAddress,
+    /// Dwords of the FIS that count (CFL).
+    fis_len: u32,
     /// The FIS that goes to the device.
     fis: [u8; 20],
     /// The packet of a PACKET command.
@@ -31,14 +33,16 @@ impl Command {
         // A table at the end of the address space can't be in RAM; saturating says so.
         let fis = memory.read_obj(GuestAddress(table))?;
         let packet = memory.read_obj(GuestAddress(table.saturating_add(0x40)))?;
+        let fis_len = u32::from_le(flags) & 0x1f;
         let entries = u32::from_le(flags) >> 16;
         let list = ScatterList { table: table.saturating_add(0x80), entries, next: 0, run: (0, 0), done: 0 };
-        Ok(Command { header, fis, packet, list })
+        Ok(Command { header, fis_len, fis, packet, list })
     }
 
-    /// Whether the FIS is one from host to device, which is all that there is to send.
+    /// Whether the FIS is one from host to device, which is all that there is to send, and whole up to its control
+    /// register.
     pub fn is_known(&self) -> bool {
-        self.fis[0] == FIS_H2D
+        self.fis[0] == FIS_H2D && (4..=16).contains(&self.fis_len)
     }
 
     /// Whether it is a command rather than a write to the control register.
@@ -54,6 +58,27 @@ impl Command {
     /// Features register, the low byte.
     pub fn features(&self) -> u8 {
         self.fis[3]
+    }
+
+    /// Features register, both bytes: the count of a queued command.
+    pub fn long_features(&self) -> u16 {
+        u16::from_le_bytes([self.fis[3], self.fis[11]])
+    }
+
+    /// Device register.
+    pub fn device(&self) -> u8 {
+        self.fis[7]
+    }
+
+    /// LBA registers: the low three bytes, and all six.
+    pub fn lba(&self) -> (u32, u64) {
+        let [a, b, c, d, e, f] = [4, 5, 6, 8, 9, 10].map(|at| self.fis[at]);
+        (u32::from_le_bytes([a, b, c, 0]), u64::from_le_bytes([a, b, c, d, e, f, 0, 0]))
+    }
+
+    /// Count register, both bytes. The tag of a queued command is in bits 7:3.
+    pub fn count(&self) -> u16 {
+        u16::from_le_bytes([self.fis[12], self.fis[13]])
     }
 
     /// Control register.
@@ -87,9 +112,18 @@ impl ScatterList {
 
     /// The next bytes of the list, at most `limit` and at most a piece; empty at the list's end.
     pub fn take(&mut self, memory: &GuestMemory, limit: u64) -> Result<Buffers, MemoryError> {
+        self.take_units(memory, limit, 1)
+    }
+
+    /// The same in whole units of so many bytes (a divisor of a piece's size and of `limit`), as far as the list goes.
+    pub fn take_units(&mut self, memory: &GuestMemory, limit: u64, unit: u64) -> Result<Buffers, MemoryError> {
         let mut buffers = Buffers::new(memory);
         let mut left = limit.min(MAX_PIECE);
-        for _ in 0..MAX_RUNS {
+        // An entry has two bytes at least, so that a unit is complete after so many more.
+        for run in 0..MAX_RUNS + unit as usize / 2 {
+            if run >= MAX_RUNS {
+                left = buffers.len().next_multiple_of(unit) - buffers.len();
+            }
             if left == 0 {
                 break;
             }
@@ -111,6 +145,20 @@ impl ScatterList {
             left -= now;
         }
         Ok(buffers)
+    }
+
+    /// Reads bytes from the guest. False: the list has fewer.
+    pub fn read(&mut self, memory: &GuestMemory, mut bytes: &mut [u8]) -> Result<bool, MemoryError> {
+        while !bytes.is_empty() {
+            let buffers = self.take(memory, bytes.len() as u64)?;
+            if buffers.is_empty() {
+                return Ok(false);
+            }
+            let (now, rest) = bytes.split_at_mut(buffers.len() as usize);
+            buffers.copy_to(now);
+            bytes = rest;
+        }
+        Ok(true)
     }
 
     /// Writes bytes to the guest, as many as the list has room for.
@@ -157,6 +205,13 @@ impl TaskFile {
     /// Puts the register FIS in the area for received ones (§4.2.1).
     pub fn send_register(&self, memory: &GuestMemory, area: u64, interrupt: bool) -> Result<(), MemoryError> {
         memory.write(GuestAddress(area.saturating_add(0x40)), &self.fis(0x34, interrupt))
+    }
+
+    /// Puts a set device bits FIS there: the commands of these tags are done (Serial ATA 2.6 §10.3.6).
+    pub fn send_device_bits(&self, memory: &GuestMemory, area: u64, tags: u32) -> Result<(), MemoryError> {
+        let [a, b, c, d] = tags.to_le_bytes();
+        let fis = [0xa1, 0x40, self.status & 0x77, self.error, a, b, c, d];
+        memory.write(GuestAddress(area.saturating_add(0x58)), &fis)
     }
 
     /// Puts a PIO setup FIS there: `self` is the state before the data, `end` the status after it.

@@ -1,39 +1,43 @@
-//! A SATA controller, ICH9's, with CD-ROM drives behind ATAPI (AHCI 1.3.1, Serial ATA 2.6, ATA8-ACS, MMC-3): what
-//! firmware and installers of every system know how to read an ISO from.
+//! A SATA controller, ICH9's, with disks and with CD-ROM drives behind ATAPI (AHCI 1.3.1, Serial ATA 2.6, ATA8-ACS,
+//! MMC-3): what firmware and installers of every system have a driver for.
 //!
-//! A vCPU only stores registers and rings; commands run on the task's thread, one after another.
+//! A vCPU only stores registers and rings; commands run on the task's thread ([`engine`]).
 
 mod cdrom;
 mod command;
+mod disk;
+#[cfg(test)]
+mod disk_tests;
+mod engine;
 mod identify;
 mod registers;
 #[cfg(test)]
 mod tests;
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::backend::disk::Medium;
-use crate::base::{Component, Executor, GuestMemory, MemoryError, SavedState, Section, StateError, Task, TaskId};
+use crate::backend::disk::{Disk, Medium};
+use crate::base::{Component, Executor, GuestMemory, SavedState, Section, StateError, TaskId};
 use crate::hw::{Action, IrqLine, MsiMessage, MsiRoute, MsiSink, ProblemSink};
 use crate::pci::{BarKind, ConfigSpace, ConfigState, Identity, PciDevice, cap};
-use cdrom::{CdDrive, Reply, Sense};
-use command::{Command, TaskFile};
-use registers::{Effect, Hba, is, status};
+use cdrom::CdDrive;
+use command::TaskFile;
+use disk::AtaDisk;
+use engine::{Device, Shared, Worker, lock};
+use registers::{Hba, status};
 
 pub use cdrom::CdState;
+pub use disk::DiskState;
 pub use registers::{HbaState, PORTS};
 
 /// The BAR with the registers.
 const ABAR: usize = 5;
 const ABAR_SIZE: u32 = 0x1000;
-/// Commands in a row before the thread's other devices have a turn.
-const MAX_TURN: usize = 64;
 
 /// What the machine gives the controller.
 pub struct AhciParts {
@@ -51,6 +55,14 @@ pub struct AhciParts {
     pub problems: ProblemSink,
     /// Called with a drive's number when the guest ejected its medium; on the controller's thread.
     pub ejected: Arc<dyn Fn(usize) + Send + Sync>,
+}
+
+/// What is connected to a port.
+pub enum Drive {
+    /// A CD-ROM drive and the medium in it.
+    Cd(Option<Medium>),
+    /// A disk, and its name in problems, which is its serial number too (20 characters of it).
+    Disk(Box<dyn Disk>, String),
 }
 
 /// Why a medium was not changed.
@@ -71,41 +83,44 @@ struct Msi {
     enabled: bool,
 }
 
-struct Shared {
-    name: String,
-    memory: GuestMemory,
-    hba: Mutex<Hba>,
-    drives: Vec<Mutex<CdDrive>>,
-    bell: EventFd,
-    msi: Mutex<Msi>,
-    line: Arc<dyn IrqLine>,
-    intx_disabled: AtomicBool,
-    problems: ProblemSink,
-    ejected: Arc<dyn Fn(usize) + Send + Sync>,
+/// What a checkpoint keeps of the controller.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AhciState {
+    pci: ConfigState,
+    hba: HbaState,
+    drives: Vec<DriveState>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// What a checkpoint keeps of what is on a port. Version 1 knew CD-ROM drives only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+enum DriveState {
+    Disk(DiskState),
+    Cd(CdState),
+}
+
+impl SavedState for AhciState {
+    const VERSION: u32 = 2;
 }
 
 /// How a command ended.
 enum Outcome {
     /// The device returned this.
     Done(TaskFile),
-    /// The device sent so many bytes by programmed I/O and then returned this.
+    /// The device sent data by programmed I/O, this many bytes in the last block, and then returned this.
     PioIn(TaskFile, u16),
+    /// A queued command did all that it was to do.
+    Queued,
+    /// A queued command failed, and with it the queue.
+    QueueFailed(TaskFile),
     /// The control register was written.
     Control(u8),
-    /// The FIS was none that can be sent.
-    Unknown,
 }
 
 /// The status of a device that is ready for the next command.
 const GOOD: u8 = status::READY | status::SEEK_COMPLETE;
 /// In the error register: the command was aborted.
 const ABORTED: u8 = 1 << 2;
-/// In the count register of a packet's end: a status, to the host (SFF-8020i).
-const PACKET_OVER: u16 = 3;
 
 fn good() -> TaskFile {
     TaskFile { status: GOOD, ..TaskFile::default() }
@@ -121,258 +136,6 @@ fn identity(signature: u32) -> TaskFile {
     TaskFile { status: GOOD, error: 1, count, lba, device: 0 }
 }
 
-impl Shared {
-    /// Runs commands until none is left, or others should have a turn.
-    fn work(&self) {
-        let mut left = MAX_TURN;
-        let mut any = true;
-        while any {
-            any = false;
-            for port in 0..self.drives.len() {
-                if self.run(port) {
-                    any = true;
-                    left -= 1;
-                    if left == 0 {
-                        let _ = self.bell.write(1);
-                        return;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Runs a port's next command. False: there is none.
-    fn run(&self, port: usize) -> bool {
-        let (slot, epoch, list) = {
-            let mut hba = lock(&self.hba);
-            let registers = &mut hba.ports[port];
-            let Some(slot) = registers.take() else { return false };
-            (slot, registers.epoch, registers.list)
-        };
-        let outcome = self.execute(port, slot, epoch, list);
-        let mut hba = lock(&self.hba);
-        let registers = &mut hba.ports[port];
-        registers.running = false;
-        if registers.epoch == epoch {
-            let bits = match outcome.and_then(|outcome| self.finish(registers, slot, outcome)) {
-                Ok(bits) => bits,
-                Err(_) => {
-                    registers.halt();
-                    is::HOST_BUS_FATAL
-                }
-            };
-            let wanted = registers.raise(bits);
-            self.interrupt(&mut hba, wanted);
-        } else {
-            // Stopped or reset in the meantime: nobody waits for the result.
-            hba.settle();
-        }
-        true
-    }
-
-    /// Shows a command's end in memory and registers; returns the interrupts it causes.
-    fn finish(&self, port: &mut registers::Port, slot: u32, outcome: Outcome) -> Result<u32, MemoryError> {
-        let receives = port.receives();
-        let (task_file, pio) = match outcome {
-            Outcome::Done(task_file) => (task_file, None),
-            Outcome::PioIn(task_file, len) => (task_file, Some(len)),
-            Outcome::Unknown => (aborted(), None),
-            Outcome::Control(control) => {
-                port.retire(slot);
-                // SRST set, then cleared, is a reset (Serial ATA 2.6 §11.4).
-                if control & 4 != 0 {
-                    port.soft_reset = true;
-                    return Ok(0);
-                }
-                if !std::mem::take(&mut port.soft_reset) {
-                    return Ok(0);
-                }
-                port.reset_device();
-                if receives {
-                    identity(port.signature()).send_register(&self.memory, port.fises, false)?;
-                }
-                return Ok(0);
-            }
-        };
-        let failed = task_file.status & status::ERROR != 0;
-        let mut bits = is::D2H;
-        if receives {
-            match pio.filter(|_| !failed) {
-                Some(len) => {
-                    let start = TaskFile { status: GOOD | status::DATA_REQUEST, ..task_file };
-                    start.send_pio_setup(&self.memory, port.fises, task_file.status, len)?;
-                    bits = is::PIO_SETUP;
-                }
-                None => task_file.send_register(&self.memory, port.fises, true)?,
-            }
-        }
-        port.task_file = task_file.register();
-        if failed {
-            port.halt();
-            bits |= is::TASK_FILE_ERROR;
-        } else {
-            port.retire(slot);
-        }
-        Ok(bits)
-    }
-
-    /// Lets the guest know; `again` where something new happened that a message has to tell.
-    fn interrupt(&self, hba: &mut Hba, again: bool) {
-        let pending = hba.interrupts();
-        let msi = lock(&self.msi);
-        if msi.enabled {
-            self.line.set(false);
-            if let (true, Some(route)) = (pending && again, &msi.route) {
-                route.trigger();
-            }
-        } else {
-            self.line.set(pending && !self.intx_disabled.load(Ordering::Acquire));
-        }
-    }
-
-    /// Whether a command's result is still wanted.
-    fn wanted(&self, port: usize, epoch: u64) -> bool {
-        lock(&self.hba).ports[port].epoch == epoch
-    }
-
-    fn execute(&self, port: usize, slot: u32, epoch: u64, list: u64) -> Result<Outcome, MemoryError> {
-        let mut command = Command::read(&self.memory, list, slot)?;
-        if !command.is_known() {
-            return Ok(Outcome::Unknown);
-        }
-        if !command.is_command() {
-            return Ok(Outcome::Control(command.control()));
-        }
-        {
-            let mut hba = lock(&self.hba);
-            let registers = &mut hba.ports[port];
-            if registers.epoch == epoch {
-                registers.task_file |= u32::from(status::BUSY);
-            }
-        }
-        let outcome = self.cdrom(port, epoch, &mut command)?;
-        command.report(&self.memory)?;
-        Ok(outcome)
-    }
-
-    /// Commands of a packet device (ATA8-ACS §7).
-    fn cdrom(&self, port: usize, epoch: u64, command: &mut Command) -> Result<Outcome, MemoryError> {
-        const DEVICE_RESET: u8 = 0x08;
-        const EXECUTE_DIAGNOSTIC: u8 = 0x90;
-        const PACKET: u8 = 0xa0;
-        const IDENTIFY_PACKET_DEVICE: u8 = 0xa1;
-        const STANDBY_IMMEDIATE: u8 = 0xe0;
-        const IDLE_IMMEDIATE: u8 = 0xe1;
-        const CHECK_POWER_MODE: u8 = 0xe5;
-        const SLEEP: u8 = 0xe6;
-        const FLUSH_CACHE: u8 = 0xe7;
-        const IDENTIFY_DEVICE: u8 = 0xec;
-        const SET_FEATURES: u8 = 0xef;
-        const SET_TRANSFER_MODE: u8 = 0x03;
-        let task_file = match command.code() {
-            PACKET => return self.packet(port, epoch, command).map(Outcome::Done),
-            IDENTIFY_PACKET_DEVICE => {
-                let data = identify::packet_device(port);
-                command.list.write(&self.memory, &data)?;
-                return Ok(Outcome::PioIn(good(), data.len() as u16));
-            }
-            // A packet device answers this by saying what it is.
-            IDENTIFY_DEVICE => TaskFile { error: ABORTED, status: GOOD | status::ERROR, ..identity(identify::ATAPI) },
-            DEVICE_RESET | EXECUTE_DIAGNOSTIC => identity(identify::ATAPI),
-            CHECK_POWER_MODE => TaskFile { count: 0xff, ..good() },
-            SET_FEATURES if command.features() == SET_TRANSFER_MODE => good(),
-            STANDBY_IMMEDIATE | IDLE_IMMEDIATE | SLEEP | FLUSH_CACHE => good(),
-            _ => aborted(),
-        };
-        Ok(Outcome::Done(task_file))
-    }
-
-    fn packet(&self, port: usize, epoch: u64, command: &mut Command) -> Result<TaskFile, MemoryError> {
-        let over = TaskFile { count: PACKET_OVER, ..good() };
-        let failed = |sense: Sense| TaskFile {
-            status: GOOD | status::ERROR,
-            error: sense.key << 4 | ABORTED,
-            count: PACKET_OVER,
-            ..TaskFile::default()
-        };
-        let reply = lock(&self.drives[port]).execute(&command.packet);
-        Ok(match reply {
-            Reply::Done => over,
-            Reply::Ejected => {
-                (self.ejected)(port);
-                over
-            }
-            Reply::Failed(sense) => failed(sense),
-            Reply::Data(bytes) => {
-                command.list.write(&self.memory, &bytes)?;
-                over
-            }
-            Reply::Read { medium, offset, len } => {
-                while command.list.done() < len && self.wanted(port, epoch) {
-                    let done = command.list.done();
-                    let buffers = command.list.take(&self.memory, len - done)?;
-                    if buffers.is_empty() {
-                        break;
-                    }
-                    if let Err(error) = medium.read(offset + done, buffers) {
-                        (self.problems)(&self.name, format!("the disc in drive {port} can't be read: {error}"));
-                        lock(&self.drives[port]).fail(Sense::UNREADABLE);
-                        return Ok(failed(Sense::UNREADABLE));
-                    }
-                }
-                over
-            }
-        })
-    }
-
-    /// Does what a register write asks for.
-    fn apply(&self, hba: &mut Hba, effect: Effect) {
-        for (index, port) in hba.ports.iter().enumerate() {
-            if effect.signature & 1 << index != 0 && port.receives() {
-                // An area that is no RAM is the driver's loss: nothing is waiting for this FIS.
-                let _ = identity(port.signature()).send_register(&self.memory, port.fises, false);
-            }
-        }
-        self.interrupt(hba, effect.interrupt);
-        if effect.ring {
-            let _ = self.bell.write(1);
-        }
-    }
-}
-
-/// The task that runs commands.
-struct Worker {
-    shared: Arc<Shared>,
-}
-
-impl Task for Worker {
-    fn descriptors(&self) -> Vec<(RawFd, u32)> {
-        vec![(self.shared.bell.as_raw_fd(), 0)]
-    }
-
-    fn start(&mut self) {
-        self.shared.work();
-    }
-
-    fn ready(&mut self, _token: u32) {
-        self.shared.work();
-    }
-
-    fn stopped(self: Box<Self>) {}
-}
-
-/// What a checkpoint keeps of the controller.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AhciState {
-    pci: ConfigState,
-    hba: HbaState,
-    drives: Vec<CdState>,
-}
-
-impl SavedState for AhciState {
-    const VERSION: u32 = 1;
-}
-
 /// The controller as a PCI function; goes to 00:1f.2.
 pub struct Ahci {
     pci: Mutex<ConfigSpace>,
@@ -383,11 +146,15 @@ pub struct Ahci {
 }
 
 impl Ahci {
-    /// A controller with these drives, at most [`PORTS`], in the order of the ports; each may be empty. Fails when the
-    /// host is out of file descriptors.
-    pub fn new(parts: AhciParts, drives: Vec<Option<Medium>>) -> io::Result<Arc<Ahci>> {
+    /// A controller with these drives, at most [`PORTS`], in the order of the ports. Fails when the host is out of file
+    /// descriptors.
+    pub fn new(parts: AhciParts, drives: Vec<Drive>) -> io::Result<Arc<Ahci>> {
         let AhciParts { name, memory, executor, msi, line, problems, ejected } = parts;
-        let drives: Vec<_> = drives.into_iter().take(PORTS).map(|medium| Mutex::new(CdDrive::new(medium))).collect();
+        let devices = drives.into_iter().take(PORTS).map(|drive| match drive {
+            Drive::Cd(medium) => Device::Cd(Mutex::new(CdDrive::new(medium))),
+            Drive::Disk(disk, name) => Device::Disk(Mutex::new(AtaDisk::new(disk, name))),
+        });
+        let devices: Vec<_> = devices.collect();
         let identity = Identity {
             vendor: 0x8086,
             device: 0x2922,
@@ -403,15 +170,20 @@ impl Ahci {
         let writable = [0x01, 0, 0xfc, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
         let msi_capability = pci.add_capability(cap::MSI, &body, &writable);
         // ICH9's own (§12.1.30): AHCI mode, ports enabled.
-        let ports = (1u8 << drives.len()) - 1;
+        let ports = (1u8 << devices.len()) - 1;
         pci.set(0x90, &[0x40, 0, ports, 0]);
         pci.allow(0x92, &[0x3f]);
-        let signature = |port: usize| drives.get(port).map(|_| identify::ATAPI);
+        let signature = |port: usize| {
+            devices.get(port).map(|device| match device {
+                Device::Cd(_) => identify::ATAPI,
+                Device::Disk(_) => identify::ATA,
+            })
+        };
         let shared = Arc::new(Shared {
             name,
             memory,
             hba: Mutex::new(Hba::new(std::array::from_fn(signature))),
-            drives,
+            devices,
             bell: EventFd::new(EFD_NONBLOCK)?,
             msi: Mutex::new(Msi { sink: msi, route: None, enabled: false }),
             line,
@@ -426,13 +198,13 @@ impl Ahci {
     /// Puts a medium in a drive in place of the one that is there, or takes it out. A guest that locked the tray is
     /// asked to let go of it, unless `force`.
     pub fn change(&self, drive: usize, medium: Option<Medium>, force: bool) -> Result<(), ChangeError> {
-        let slot = self.shared.drives.get(drive).ok_or(ChangeError::NoDrive(drive))?;
+        let Some(Device::Cd(slot)) = self.shared.devices.get(drive) else { return Err(ChangeError::NoDrive(drive)) };
         if lock(slot).change(medium, force) { Ok(()) } else { Err(ChangeError::Locked(drive)) }
     }
 
-    /// Whether there is a medium in a drive.
+    /// Whether there is a medium in a CD-ROM drive.
     pub fn has_medium(&self, drive: usize) -> bool {
-        self.shared.drives.get(drive).is_some_and(|d| lock(d).has_medium())
+        matches!(self.shared.devices.get(drive), Some(Device::Cd(slot)) if lock(slot).has_medium())
     }
 
     /// Takes over what the guest wrote in configuration space.
@@ -460,6 +232,15 @@ impl Ahci {
         }
         let mut hba = lock(&self.shared.hba);
         self.shared.interrupt(&mut hba, true);
+    }
+}
+
+impl Device {
+    fn save(&self) -> DriveState {
+        match self {
+            Device::Cd(drive) => DriveState::Cd(lock(drive).save()),
+            Device::Disk(disk) => DriveState::Disk(lock(disk).save()),
+        }
     }
 }
 
@@ -521,8 +302,11 @@ impl Component for Ahci {
     }
 
     fn reset(&self) {
-        for drive in &self.shared.drives {
-            lock(drive).reset();
+        for device in &self.shared.devices {
+            match device {
+                Device::Cd(drive) => lock(drive).reset(),
+                Device::Disk(disk) => lock(disk).reset(),
+            }
         }
         lock(&self.shared.hba).reset();
         lock(&self.pci).reset();
@@ -533,21 +317,26 @@ impl Component for Ahci {
         let state = AhciState {
             pci: lock(&self.pci).save(),
             hba: lock(&self.shared.hba).save(),
-            drives: self.shared.drives.iter().map(|d| lock(d).save()).collect(),
+            drives: self.shared.devices.iter().map(Device::save).collect(),
         };
         Section::encode(&self.shared.name, &state)
     }
 
     fn restore(&self, section: &Section) -> Result<(), StateError> {
         let AhciState { pci, hba, drives } = section.decode()?;
-        if drives.len() != self.shared.drives.len() {
-            let why = format!("it has {} drives, not {}", drives.len(), self.shared.drives.len());
-            return Err(StateError::invalid(&self.shared.name, why));
+        let invalid = |why| StateError::invalid(&self.shared.name, why);
+        let count = self.shared.devices.len();
+        if drives.len() != count {
+            return Err(invalid(format!("it has {} drives, not {count}", drives.len())));
         }
         lock(&self.pci).restore(&pci)?;
-        lock(&self.shared.hba).restore(&hba).map_err(|why| StateError::invalid(&self.shared.name, why))?;
-        for (drive, state) in self.shared.drives.iter().zip(&drives) {
-            lock(drive).restore(state);
+        lock(&self.shared.hba).restore(&hba).map_err(invalid)?;
+        for (port, (device, state)) in self.shared.devices.iter().zip(&drives).enumerate() {
+            match (device, state) {
+                (Device::Cd(drive), DriveState::Cd(state)) => lock(drive).restore(state),
+                (Device::Disk(disk), DriveState::Disk(state)) => lock(disk).restore(state).map_err(invalid)?,
+                _ => return Err(invalid(format!("port {port} had a drive of another kind"))),
+            }
         }
         self.config_changed();
         Ok(())

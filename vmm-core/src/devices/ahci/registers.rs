@@ -7,8 +7,8 @@ pub const PORTS: usize = 6;
 /// Command slots of a port.
 pub(super) const SLOTS: u32 = 32;
 
-/// S64A, SCLO, SAM, the speed of generation 3, 32 slots, six ports. No native command queueing.
-const CAP: u32 = 1 << 31 | 1 << 24 | 3 << 20 | 1 << 18 | (SLOTS - 1) << 8 | (PORTS as u32 - 1);
+/// S64A, SNCQ, SCLO, SAM, the speed of generation 3, 32 slots, six ports.
+const CAP: u32 = 1 << 31 | 1 << 30 | 1 << 24 | 3 << 20 | 1 << 18 | (SLOTS - 1) << 8 | (PORTS as u32 - 1);
 const VERSION: u32 = 0x0001_0301;
 
 const GHC_RESET: u32 = 1;
@@ -34,6 +34,7 @@ pub(super) mod cmd {
 pub(super) mod is {
     pub const D2H: u32 = 1;
     pub const PIO_SETUP: u32 = 1 << 1;
+    pub const DEVICE_BITS: u32 = 1 << 3;
     pub const HOST_BUS_FATAL: u32 = 1 << 29;
     pub const TASK_FILE_ERROR: u32 = 1 << 30;
     /// All that can be enabled.
@@ -90,10 +91,27 @@ pub(super) struct Port {
     halted: bool,
     /// Software's reset (by FIS) is half done.
     pub soft_reset: bool,
-    /// A command runs. Whatever happens to the registers, its memory is in use until it is over.
-    pub running: bool,
-    /// Counts what makes a running command's result unwanted.
+    /// Commands that run. Whatever happens to the registers, their memory is in use until they are over.
+    running: u32,
+    /// Those among them that are queued in the device and whose results are wanted, by tag.
+    queued: u32,
+    /// The device comes out of its reset once nothing runs any more.
+    resetting: bool,
+    /// Counts what makes running commands' results unwanted.
     pub epoch: u64,
+}
+
+/// A command that is to run.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Taken {
+    /// Its slot.
+    pub slot: u32,
+    /// Its result is wanted as long as the port's is this.
+    pub epoch: u64,
+    /// Guest address of the command list.
+    pub list: u64,
+    /// Tags that the device has queued already.
+    pub queued: u32,
 }
 
 /// What a checkpoint keeps of a port. Nothing runs then.
@@ -127,7 +145,9 @@ impl Port {
             issued: 0,
             halted: false,
             soft_reset: false,
-            running: false,
+            running: 0,
+            queued: 0,
+            resetting: false,
             epoch: 0,
         };
         port.device_ready();
@@ -140,8 +160,9 @@ impl Port {
         self.task_file = if self.device.is_some() { READY_AFTER_RESET } else { NO_DEVICE };
     }
 
-    /// The device's own reset, asked for by a FIS.
+    /// The device's own reset, asked for by a FIS: it forgets its queue.
     pub fn reset_device(&mut self) {
+        self.abandon();
         self.device_ready();
     }
 
@@ -174,7 +195,7 @@ impl Port {
             0x14 => self.interrupt_enable,
             0x18 => {
                 let fis_running = if self.command & cmd::FIS_ENABLE != 0 { cmd::FIS_RUNNING } else { 0 };
-                let list_running = self.running || self.command & cmd::START != 0;
+                let list_running = self.running > 0 || self.command & cmd::START != 0;
                 self.command | fis_running | if list_running { cmd::LIST_RUNNING } else { 0 }
             }
             0x20 => self.task_file,
@@ -207,7 +228,8 @@ impl Port {
                 self.control = value & 0xfff;
                 if was == 0 && now != 0 {
                     // COMRESET, or off: whatever the device does is over.
-                    self.epoch += 1;
+                    self.abandon();
+                    self.resetting = false;
                     self.issued = 0;
                     self.active = 0;
                     self.halted = false;
@@ -215,8 +237,12 @@ impl Port {
                         self.task_file = u32::from(status::BUSY);
                     }
                 } else if was != 0 && now == 0 {
-                    self.device_ready();
-                    effect.signature = u32::from(self.device.is_some());
+                    // A driver that sees the device ready takes its memory back.
+                    self.resetting = self.running > 0;
+                    if !self.resetting {
+                        self.device_ready();
+                        effect.signature = u32::from(self.device.is_some());
+                    }
                 }
             }
             0x34 if self.command & cmd::START != 0 => self.active |= value,
@@ -246,7 +272,7 @@ impl Port {
             effect.ring = true;
         } else if value & cmd::START == 0 && was & cmd::START != 0 {
             self.command &= !(cmd::START | cmd::SLOT_MASK);
-            self.epoch += 1;
+            self.abandon();
             self.issued = 0;
             self.active = 0;
             self.halted = false;
@@ -254,9 +280,17 @@ impl Port {
         effect
     }
 
-    /// The next command to run, if one may run now. It counts as running from here on.
-    pub fn take(&mut self) -> Option<u32> {
-        let may = self.command & cmd::START != 0 && !self.halted && !self.running && self.control & SCTL_DET == 0;
+    /// The results of what runs are unwanted.
+    fn abandon(&mut self) {
+        self.epoch += 1;
+        self.queued = 0;
+    }
+
+    /// The next command to run, if one may run now: beside queued ones, but not beside another or one that was
+    /// abandoned. It counts as running from here on.
+    pub fn take(&mut self) -> Option<Taken> {
+        let free = self.running == self.queued.count_ones();
+        let may = self.command & cmd::START != 0 && !self.halted && free && self.control & SCTL_DET == 0;
         if !may || self.device.is_none() || self.issued == 0 {
             return None;
         }
@@ -265,8 +299,30 @@ impl Port {
         let turned = self.issued.rotate_right(last + 1);
         let slot = (turned.trailing_zeros() + last + 1) % SLOTS;
         self.command = self.command & !cmd::SLOT_MASK | slot << cmd::SLOT_SHIFT;
-        self.running = true;
-        Some(slot)
+        self.running += 1;
+        Some(Taken { slot, epoch: self.epoch, list: self.list, queued: self.queued })
+    }
+
+    /// The memory of so many commands is free again. True: that ended the device's reset.
+    pub fn release(&mut self, commands: u32) -> bool {
+        self.running = self.running.saturating_sub(commands);
+        let over = self.running == 0 && std::mem::take(&mut self.resetting);
+        if over {
+            self.device_ready();
+        }
+        over
+    }
+
+    /// The device took a slot's command into its queue; the slot's tag stays active.
+    pub fn enqueue(&mut self, slot: u32) {
+        self.issued &= !(1 << slot);
+        self.queued |= 1 << slot;
+    }
+
+    /// Queued commands are over, by tag.
+    pub fn dequeue(&mut self, tags: u32) {
+        self.queued &= !tags;
+        self.active &= !tags;
     }
 
     /// A slot's command is over.
@@ -275,9 +331,10 @@ impl Port {
         self.active &= !(1 << slot);
     }
 
-    /// Stops at an error: the slot stays issued (§6.2.2).
+    /// Stops at an error: the slot stays issued, a queued one active (§6.2.2), and the device forgets its queue.
     pub fn halt(&mut self) {
         self.halted = true;
+        self.abandon();
     }
 
     /// Sets interrupt status bits; true: the guest wants to hear of them.
@@ -310,6 +367,8 @@ impl Port {
             halted,
             soft_reset,
             running: _,
+            queued: _,
+            resetting: _,
             epoch: _,
         } = *self;
         PortState {
@@ -354,7 +413,9 @@ impl Port {
             issued,
             halted,
             soft_reset,
-            running: false,
+            running: 0,
+            queued: 0,
+            resetting: false,
             epoch: self.epoch + 1,
         };
     }
@@ -431,7 +492,7 @@ impl Hba {
 
     /// Ends a reset once nothing runs any more.
     pub fn settle(&mut self) {
-        if self.ports.iter().all(|p| !p.running) {
+        if self.ports.iter().all(|p| p.running == 0) {
             self.control &= !GHC_RESET;
         }
     }

@@ -5,39 +5,41 @@ use std::io::Write;
 use proptest::prelude::*;
 use tempfile::NamedTempFile;
 
+use super::registers::is;
 use super::*;
 use crate::base::{GuestAddress, InlineExecutor};
 use crate::hw::Bus;
 use crate::pci::{PciAddress, PciRoot, reg};
 use crate::testkit::{FakeLine, FakeMsi};
 
-const RAM: u64 = 8 << 20;
+pub(super) const RAM: u64 = 8 << 20;
 const BAR: u64 = 0xc000_0000;
 const FUNCTION: usize = 0x1f << 3 | 2;
-const LIST: u64 = 0x1_0000;
-const FISES: u64 = 0x2_0000;
-const TABLES: u64 = 0x3_0000;
-const BUFFER: u64 = 0x10_0000;
+pub(super) const LIST: u64 = 0x1_0000;
+pub(super) const FISES: u64 = 0x2_0000;
+pub(super) const TABLES: u64 = 0x3_0000;
+pub(super) const BUFFER: u64 = 0x10_0000;
 
-const PX_IS: u64 = 0x10;
-const PX_IE: u64 = 0x14;
-const PX_CMD: u64 = 0x18;
-const PX_TFD: u64 = 0x20;
-const PX_SIG: u64 = 0x24;
-const PX_SSTS: u64 = 0x28;
-const PX_SCTL: u64 = 0x2c;
-const PX_CI: u64 = 0x38;
+pub(super) const PX_IS: u64 = 0x10;
+pub(super) const PX_IE: u64 = 0x14;
+pub(super) const PX_CMD: u64 = 0x18;
+pub(super) const PX_TFD: u64 = 0x20;
+pub(super) const PX_SIG: u64 = 0x24;
+pub(super) const PX_SSTS: u64 = 0x28;
+pub(super) const PX_SCTL: u64 = 0x2c;
+pub(super) const PX_SACT: u64 = 0x34;
+pub(super) const PX_CI: u64 = 0x38;
 
-struct Driver {
-    ahci: Arc<Ahci>,
+pub(super) struct Driver {
+    pub ahci: Arc<Ahci>,
     bus: Arc<Bus>,
-    root: Arc<PciRoot>,
-    memory: GuestMemory,
+    pub root: Arc<PciRoot>,
+    pub memory: GuestMemory,
     executor: InlineExecutor,
-    msi: FakeMsi,
+    pub msi: FakeMsi,
     line: FakeLine,
     ejected: Arc<Mutex<Vec<usize>>>,
-    problems: Arc<Mutex<Vec<String>>>,
+    pub problems: Arc<Mutex<Vec<String>>>,
 }
 
 /// A disc on which byte `i` tells where it is.
@@ -54,6 +56,10 @@ fn medium(file: &NamedTempFile) -> Medium {
 
 impl Driver {
     fn new(drives: Vec<Option<Medium>>) -> Driver {
+        Driver::with(drives.into_iter().map(Drive::Cd).collect())
+    }
+
+    pub fn with(drives: Vec<Drive>) -> Driver {
         let memory = GuestMemory::new(RAM).unwrap();
         let executor = InlineExecutor::new().unwrap();
         let (msi, line) = (FakeMsi::default(), FakeLine::default());
@@ -78,35 +84,35 @@ impl Driver {
         driver
     }
 
-    fn map(&self) {
+    pub fn map(&self) {
         self.root.write_config(FUNCTION, reg::BAR0 + 20, &(BAR as u32).to_le_bytes());
         self.root.write_config(FUNCTION, reg::COMMAND, &[6, 0]);
     }
 
-    fn run(&self) {
+    pub fn run(&self) {
         assert!(self.executor.turn(1000), "the controller never comes to rest");
     }
 
-    fn read(&self, offset: u64) -> u32 {
+    pub fn read(&self, offset: u64) -> u32 {
         let mut bytes = [0; 4];
         self.bus.read(BAR + offset, &mut bytes);
         u32::from_le_bytes(bytes)
     }
 
-    fn write(&self, offset: u64, value: u32) {
+    pub fn write(&self, offset: u64, value: u32) {
         self.bus.write(BAR + offset, &value.to_le_bytes());
     }
 
-    fn port(&self, port: u64, register: u64) -> u32 {
+    pub fn port(&self, port: u64, register: u64) -> u32 {
         self.read(0x100 + 0x80 * port + register)
     }
 
-    fn set_port(&self, port: u64, register: u64, value: u32) {
+    pub fn set_port(&self, port: u64, register: u64, value: u32) {
         self.write(0x100 + 0x80 * port + register, value);
     }
 
     /// Brings a port up as drivers do.
-    fn start(&self, port: u64) {
+    pub fn start(&self, port: u64) {
         for (register, value) in [(0, LIST), (8, FISES)] {
             self.set_port(port, register, value as u32);
             self.set_port(port, register + 4, 0);
@@ -126,7 +132,7 @@ impl Driver {
     }
 
     /// Writes a command into a slot.
-    fn prepare(&self, slot: u64, fis: &[u8], packet: &[u8], list: &[(u64, u32)]) {
+    pub fn prepare(&self, slot: u64, fis: &[u8], packet: &[u8], list: &[(u64, u32)]) {
         let table = TABLES + 0x1000 * slot;
         self.memory.fill(GuestAddress(table), 0x1000, 0).unwrap();
         self.memory.write(GuestAddress(table), fis).unwrap();
@@ -139,7 +145,7 @@ impl Driver {
         self.memory.write_obj(GuestAddress(LIST + 32 * slot), [flags, 0, table as u32, 0]).unwrap();
     }
 
-    fn issue(&self, port: u64, slots: u32) {
+    pub fn issue(&self, port: u64, slots: u32) {
         self.set_port(port, PX_CI, slots);
         self.run();
     }
@@ -166,10 +172,10 @@ impl Driver {
     }
 
     /// Gets over an error as drivers do (§6.2.2.1).
-    fn recover(&self) {
+    pub fn recover(&self) {
         self.set_port(0, PX_CMD, 0x16);
         assert_eq!(self.port(0, PX_CMD) & 0x8001, 0);
-        assert_eq!(self.port(0, PX_CI), 0);
+        assert_eq!((self.port(0, PX_CI), self.port(0, PX_SACT)), (0, 0));
         self.set_port(0, PX_IS, u32::MAX);
         self.set_port(0, PX_CMD, 0x17);
     }
@@ -207,7 +213,7 @@ fn the_function_is_ich9s_sata_controller_in_ahci_mode() {
 #[test]
 fn ports_show_which_have_a_drive() {
     let driver = Driver::new(vec![None, None]);
-    assert_eq!(driver.read(0), 0x8134_1f05);
+    assert_eq!(driver.read(0), 0xc134_1f05);
     assert_eq!((driver.read(4), driver.read(0xc), driver.read(0x10)), (1 << 31, 3, 0x10301));
     assert_eq!((driver.port(1, PX_SSTS), driver.port(1, PX_SIG), driver.port(1, PX_TFD)), (0x133, 0xeb14_0101, 0x150));
     assert_eq!((driver.port(2, PX_SSTS), driver.port(2, PX_SIG), driver.port(2, PX_TFD)), (0, u32::MAX, 0x7f));

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::backend::disk::{Control, MemoryDisk};
+use crate::backend::disk::{Control, DiskError, MemoryDisk};
 use crate::testkit::{Guest, Segments};
 
 const SECTORS: usize = 256;
