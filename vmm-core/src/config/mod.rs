@@ -103,16 +103,19 @@ pub enum DiskBus {
     /// virtio-blk: the fastest, for guests that know virtual machines.
     #[default]
     Virtio,
+    /// NVMe: for every current system.
+    Nvme,
 }
 
 impl DiskBus {
     /// Every one, the default first.
-    pub const ALL: [DiskBus; 1] = [DiskBus::Virtio];
+    pub const ALL: [DiskBus; 2] = [DiskBus::Virtio, DiskBus::Nvme];
 
     /// What files and the command line call it.
     pub fn name(self) -> &'static str {
         match self {
             DiskBus::Virtio => "virtio",
+            DiskBus::Nvme => "nvme",
         }
     }
 
@@ -120,6 +123,7 @@ impl DiskBus {
     pub fn title(self) -> &'static str {
         match self {
             DiskBus::Virtio => "virtio",
+            DiskBus::Nvme => "NVMe",
         }
     }
 }
