@@ -69,7 +69,7 @@ fn expect_ok(text: &str, names: &[&str]) -> Result<()> {
     Ok(())
 }
 
-const EVERY_DEVICE: [&str; 25] = [
+const EVERY_DEVICE: [&str; 27] = [
     "cpu",
     "memory",
     "lapic",
@@ -94,6 +94,8 @@ const EVERY_DEVICE: [&str; 25] = [
     "input.1",
     "gpu",
     "cdrom",
+    "nvme",
+    "nvme.1",
     "net",
 ];
 
@@ -108,9 +110,15 @@ fn the_probe_passes_on_every_device_with_two_cpus() -> Result<()> {
     fs::write(bench.path("b.img"), vec![0x5a; 8 << 20])?;
     let iso = media::grub_rescue_iso()?;
     let (a, b) = (bench.path("a.img"), format!("{},ro", bench.path("b.img").display()));
+    sparse(&bench.path("c.img"), 64 << 20)?;
+    fs::write(bench.path("d.img"), vec![0xa5; 8 << 20])?;
+    let (c, d) = (bench.path("c.img"), format!("{},ro,bus=nvme", bench.path("d.img").display()));
     let path = |p: &Path| p.to_str().map(str::to_owned).context("a path");
-    let (a, iso) = (path(&a)?, path(&iso)?);
-    let mut flags = vec!["--cpus", "2", "--memory", "256", "--disk", &a, "--disk", &b, "--cdrom", &iso];
+    let (a, c, iso) = (path(&a)?, format!("{},bus=nvme", path(&c)?), path(&iso)?);
+    let mut flags = vec!["--cpus", "2", "--memory", "256", "--cdrom", &iso];
+    for disk in [&a, &b, &c, &d] {
+        flags.extend(["--disk", disk]);
+    }
     let tap = Tap::new();
     let mut expected = EVERY_DEVICE.to_vec();
     let net = tap.as_ref().map(|tap| format!("tap={}", tap.name));
@@ -123,7 +131,10 @@ fn the_probe_passes_on_every_device_with_two_cpus() -> Result<()> {
     }
     let text = bench.probe("test=all", &flags)?;
     expect_ok(&text, &expected)?;
-    ensure!(fs::read(bench.path("b.img"))?.iter().all(|&byte| byte == 0x5a), "a read-only disk was written");
+    for (image, fill) in [("b.img", 0x5a), ("d.img", 0xa5)] {
+        let kept = fs::read(bench.path(image))?.iter().all(|&byte| byte == fill);
+        ensure!(kept, "the read-only disk {image} was written");
+    }
     Ok(())
 }
 
@@ -136,13 +147,26 @@ fn memory_above_four_gib_works() -> Result<()> {
 
 #[test]
 fn what_the_guest_writes_is_in_the_file_byte_by_byte_and_reads_back_after_a_restart() -> Result<()> {
-    const SEED: u64 = 77;
     let name = "what_the_guest_writes_is_in_the_file_byte_by_byte_and_reads_back_after_a_restart";
+    a_pattern_is_in_the_file(name, "virtio", "blk")
+}
+
+#[test]
+fn what_the_guest_writes_by_nvme_is_in_the_file_byte_by_byte_and_reads_back_after_a_restart() -> Result<()> {
+    let name = "what_the_guest_writes_by_nvme_is_in_the_file_byte_by_byte_and_reads_back_after_a_restart";
+    a_pattern_is_in_the_file(name, "nvme", "nvme")
+}
+
+/// Has the probe's test of a controller write a pattern, compares the image, and has it compare what it reads.
+fn a_pattern_is_in_the_file(name: &str, bus: &str, kind: &str) -> Result<()> {
+    const SEED: u64 = 77;
     let Some(bench) = Bench::new(name)? else { return Ok(()) };
     let image = bench.path("disk.img");
     sparse(&image, 16 << 20)?;
-    let flags = ["--cpus", "1", "--memory", "64", "--disk", image.to_str().context("a path")?];
-    expect_ok(&bench.probe(&format!("test=blk-pattern blkfill={SEED}"), &flags)?, &["blk-pattern"])?;
+    let disk = format!("{},bus={bus}", image.display());
+    let flags = ["--cpus", "1", "--memory", "64", "--disk", &disk];
+    let test = format!("{kind}-pattern");
+    expect_ok(&bench.probe(&format!("test={test} {kind}fill={SEED}"), &flags)?, &[&test])?;
     let mut state = SEED;
     for (at, chunk) in fs::read(&image)?.chunks_exact(8).enumerate() {
         state ^= state << 13;
@@ -150,7 +174,7 @@ fn what_the_guest_writes_is_in_the_file_byte_by_byte_and_reads_back_after_a_rest
         state ^= state << 17;
         ensure!(chunk == state.to_le_bytes(), "the file differs at byte {}", 8 * at);
     }
-    expect_ok(&bench.probe(&format!("test=blk-pattern blkverify={SEED}"), &flags)?, &["blk-pattern"])
+    expect_ok(&bench.probe(&format!("test={test} {kind}verify={SEED}"), &flags)?, &[&test])
 }
 
 /// A tap interface that goes away with the test.

@@ -3,7 +3,7 @@
 use crate::dma::Dma;
 use crate::drivers::blk::{Disk, MAX_DEPTH, SECTOR, request, status};
 use crate::drivers::gpu::{FORMAT_BGRX, Gpu, Rect};
-use crate::drivers::lapic;
+use crate::drivers::{lapic, nvme};
 use crate::drivers::virtio::{PATIENCE_MICROS, feature, kind};
 use crate::machine::Machine;
 use crate::random::XorShift;
@@ -16,10 +16,14 @@ type Bench = fn(&Machine) -> Outcome;
 
 const BENCHES: &[(&str, Bench)] = &[
     ("exits", exits),
-    ("blk-seq-read", |machine| disk(machine, request::IN, Pattern::Sequential)),
-    ("blk-seq-write", |machine| disk(machine, request::OUT, Pattern::Sequential)),
-    ("blk-rand-read", |machine| disk(machine, request::IN, Pattern::Random)),
-    ("blk-rand-write", |machine| disk(machine, request::OUT, Pattern::Random)),
+    ("blk-seq-read", |machine| disk(Virtio::open(machine)?, Access::Read, Pattern::Sequential)),
+    ("blk-seq-write", |machine| disk(Virtio::open(machine)?, Access::Write, Pattern::Sequential)),
+    ("blk-rand-read", |machine| disk(Virtio::open(machine)?, Access::Read, Pattern::Random)),
+    ("blk-rand-write", |machine| disk(Virtio::open(machine)?, Access::Write, Pattern::Random)),
+    ("nvme-seq-read", |machine| disk(Nvme::open(machine)?, Access::Read, Pattern::Sequential)),
+    ("nvme-seq-write", |machine| disk(Nvme::open(machine)?, Access::Write, Pattern::Sequential)),
+    ("nvme-rand-read", |machine| disk(Nvme::open(machine)?, Access::Read, Pattern::Random)),
+    ("nvme-rand-write", |machine| disk(Nvme::open(machine)?, Access::Write, Pattern::Random)),
     ("gpu-1080p", full_frames),
 ];
 
@@ -27,6 +31,8 @@ const BENCHES: &[(&str, Bench)] = &[
 const DURATION_MICROS: u64 = 2_000_000;
 /// How often the CPU wakes at least.
 const WAKE_MILLIS: u64 = 100;
+/// Bytes of a large transfer.
+const SEQUENTIAL: usize = 1 << 20;
 /// A port that every PC has and nobody reads: POST codes.
 const POST_PORT: u16 = 0x80;
 
@@ -63,70 +69,193 @@ fn exits(_: &Machine) -> Outcome {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Pattern {
-    /// 1 MiB at a time, four in flight.
+    /// [`SEQUENTIAL`] bytes at a time, four in flight.
     Sequential,
     /// 4 KiB at a time, 32 in flight.
     Random,
 }
 
-/// Reads or writes the first disk for a while. Writing destroys what is on it.
-fn disk(machine: &Machine, kind: u32, pattern: Pattern) -> Outcome {
-    let function = machine.pci.virtio(kind::BLOCK).next().ok_or(Failure::Absent)?;
-    let mut disk = Disk::open(function, feature::EVENT_INDEX)?;
-    ensure!(kind == request::IN || !disk.read_only(), "the disk is read-only");
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Read,
+    Write,
+}
+
+/// A disk that takes many transfers at once, each in a slot.
+trait Target {
+    /// Its size, sectors of 512 bytes.
+    fn sectors(&self) -> u64;
+    /// Whether it can't be written.
+    fn read_only(&self) -> bool;
+    /// Puts a transfer into its queue.
+    fn submit(&mut self, slot: usize, access: Access, sector: u64, memory: &Dma);
+    /// Lets the device know of what was put there.
+    fn notify(&mut self);
+    /// The slot of a transfer that ended well, if one did.
+    fn done(&mut self) -> Outcome<Option<usize>>;
+    /// Its interrupt's vector; 0: it has none.
+    fn vector(&self) -> u8;
+    /// Stops the device.
+    fn close(self) -> Outcome<()>;
+}
+
+/// The first virtio-blk device.
+struct Virtio {
+    disk: Disk,
+    /// By the head of a transfer's chain.
+    slots: [u16; 256],
+}
+
+impl Virtio {
+    fn open(machine: &Machine) -> Outcome<Virtio> {
+        let function = machine.pci.virtio(kind::BLOCK).next().ok_or(Failure::Absent)?;
+        Ok(Virtio { disk: Disk::open(function, feature::EVENT_INDEX)?, slots: [0; 256] })
+    }
+}
+
+impl Target for Virtio {
+    fn sectors(&self) -> u64 {
+        self.disk.capacity
+    }
+
+    fn read_only(&self) -> bool {
+        self.disk.read_only()
+    }
+
+    fn submit(&mut self, slot: usize, access: Access, sector: u64, memory: &Dma) {
+        let kind = if access == Access::Read { request::IN } else { request::OUT };
+        let head = self.disk.submit(slot, kind, sector, memory);
+        self.slots[usize::from(head)] = slot as u16;
+    }
+
+    fn notify(&mut self) {
+        self.disk.queue.notify();
+    }
+
+    fn done(&mut self) -> Outcome<Option<usize>> {
+        let Some((head, _)) = self.disk.queue.pop() else { return Ok(None) };
+        let slot = usize::from(self.slots[usize::from(head)]);
+        let ended = self.disk.slot_status(slot);
+        ensure!(ended == status::OK, "a request ended with status {ended}");
+        Ok(Some(slot))
+    }
+
+    fn vector(&self) -> u8 {
+        self.disk.queue.vector
+    }
+
+    fn close(self) -> Outcome<()> {
+        self.disk.device.reset()
+    }
+}
+
+/// The first NVMe controller, by one queue, with shadow doorbells where it has them.
+struct Nvme {
+    disk: nvme::Disk,
+    queue: nvme::Queue,
+    /// By the identifier of a transfer's command.
+    slots: [u16; 256],
+}
+
+impl Nvme {
+    fn open(machine: &Machine) -> Outcome<Nvme> {
+        let function = machine.pci.class(nvme::CLASS).next().ok_or(Failure::Absent)?;
+        let mut disk = nvme::Disk::open(function)?;
+        let mut queue = disk.create(1)?;
+        if disk.shadows && queue.vector != 0 {
+            disk.use_shadows(&mut [&mut queue])?;
+        }
+        Ok(Nvme { disk, queue, slots: [0; 256] })
+    }
+}
+
+impl Target for Nvme {
+    fn sectors(&self) -> u64 {
+        self.disk.capacity
+    }
+
+    fn read_only(&self) -> bool {
+        self.disk.read_only
+    }
+
+    fn submit(&mut self, slot: usize, access: Access, sector: u64, memory: &Dma) {
+        // What is larger than the controller takes would be several commands to a driver; none is here.
+        let opcode = if access == Access::Read { nvme::opcode::READ } else { nvme::opcode::WRITE };
+        let id = self.queue.push(self.disk.transfer(slot, opcode, sector, memory, 0, memory.len()));
+        self.slots[usize::from(id)] = slot as u16;
+    }
+
+    fn notify(&mut self) {
+        self.queue.notify();
+    }
+
+    fn done(&mut self) -> Outcome<Option<usize>> {
+        let Some(completed) = self.queue.pop() else { return Ok(None) };
+        ensure!(completed.status == 0, "a command ended with status {:#x}", completed.status);
+        Ok(Some(usize::from(self.slots[usize::from(completed.id)])))
+    }
+
+    fn vector(&self) -> u8 {
+        self.queue.vector
+    }
+
+    fn close(self) -> Outcome<()> {
+        self.disk.close()
+    }
+}
+
+/// Reads or writes a disk for a while. Writing destroys what is on it.
+fn disk(mut disk: impl Target, access: Access, pattern: Pattern) -> Outcome {
+    ensure!(access == Access::Read || !disk.read_only(), "the disk is read-only");
     let (bytes, depth) = match pattern {
-        Pattern::Sequential => (1 << 20, 4),
+        Pattern::Sequential => (SEQUENTIAL, 4),
         Pattern::Random => (4096, MAX_DEPTH),
     };
-    let blocks = disk.capacity * SECTOR as u64 / bytes as u64;
+    let blocks = disk.sectors() * SECTOR as u64 / bytes as u64;
     ensure!(blocks > 0, "the disk is smaller than {bytes} bytes");
     let buffers = Dma::new(bytes * depth);
     let mut random = XorShift::new(0x5eed);
     random.fill(&buffers);
     let mut next = 0;
-    let mut slots = [0u16; 256];
-    let mut submit = |disk: &mut Disk, slot: usize, slots: &mut [u16; 256]| {
+    let mut submit = |disk: &mut _, slot: usize| {
         let block = match pattern {
             Pattern::Sequential => next % blocks,
             Pattern::Random => random.next() % blocks,
         };
         next += 1;
         let sector = block * (bytes / SECTOR) as u64;
-        let head = disk.submit(slot, kind, sector, &buffers.part(slot * bytes, bytes));
-        slots[usize::from(head)] = slot as u16;
+        Target::submit(disk, slot, access, sector, &buffers.part(slot * bytes, bytes));
     };
     let start = time::micros();
-    (0..depth).for_each(|slot| submit(&mut disk, slot, &mut slots));
-    disk.queue.notify();
+    (0..depth).for_each(|slot| submit(&mut disk, slot));
+    disk.notify();
     let (mut done, mut pending) = (0u64, depth);
     let mut last = start;
     while pending > 0 {
         let seen = trap::total();
         let mut refilled = false;
-        while let Some((head, _)) = disk.queue.pop() {
-            let slot = usize::from(slots[usize::from(head)]);
-            ensure!(disk.slot_status(slot) == status::OK, "a request ended with status {}", disk.slot_status(slot));
+        while let Some(slot) = disk.done()? {
             done += 1;
             pending -= 1;
             last = time::micros();
             if last - start < DURATION_MICROS {
-                submit(&mut disk, slot, &mut slots);
+                submit(&mut disk, slot);
                 pending += 1;
                 refilled = true;
             }
         }
         if refilled {
-            disk.queue.notify();
+            disk.notify();
         } else if pending > 0 {
             ensure!(time::micros() - last < PATIENCE_MICROS, "{pending} requests have no answer");
             // As a real driver does: asleep until the device interrupts.
-            if disk.queue.vector != 0 {
+            if disk.vector() != 0 {
                 cpu::idle(seen);
             }
         }
     }
     let passed = (last - start).max(1);
-    disk.device.reset()?;
+    disk.close()?;
     let total = done * bytes as u64;
     Ok(match pattern {
         Pattern::Sequential => text!("{} MB/s", total / passed),

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::FromRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering, fence};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
 use vm_memory::{
     ByteValued, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
@@ -164,6 +164,22 @@ impl GuestMemory {
         let slice = self.slice(address, 2)?;
         let error = MemoryError { address: address.0, len: 2 };
         slice.get_atomic_ref::<AtomicU16>(0).map_err(|_| error)?.store(value.to_le(), Ordering::Release);
+        Ok(())
+    }
+
+    /// Loads a little-endian u32 that the guest stores concurrently, before anything that is read after it.
+    pub fn load_u32(&self, address: GuestAddress) -> Result<u32, MemoryError> {
+        let slice = self.slice(address, 4)?;
+        let error = MemoryError { address: address.0, len: 4 };
+        let value = slice.get_atomic_ref::<AtomicU32>(0).map_err(|_| error)?.load(Ordering::Acquire);
+        Ok(u32::from_le(value))
+    }
+
+    /// Stores a little-endian u32 that the guest loads concurrently, after everything that was written before it.
+    pub fn store_u32(&self, address: GuestAddress, value: u32) -> Result<(), MemoryError> {
+        let slice = self.slice(address, 4)?;
+        let error = MemoryError { address: address.0, len: 4 };
+        slice.get_atomic_ref::<AtomicU32>(0).map_err(|_| error)?.store(value.to_le(), Ordering::Release);
         Ok(())
     }
 

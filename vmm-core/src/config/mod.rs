@@ -107,17 +107,20 @@ pub enum DiskBus {
     Virtio,
     /// A port of the SATA (AHCI) controller, for guests of any age.
     Sata,
+    /// NVMe: for every current system.
+    Nvme,
 }
 
 impl DiskBus {
     /// Every one, the default first.
-    pub const ALL: [DiskBus; 2] = [DiskBus::Virtio, DiskBus::Sata];
+    pub const ALL: [DiskBus; 3] = [DiskBus::Virtio, DiskBus::Sata, DiskBus::Nvme];
 
     /// What files and the command line call it.
     pub fn name(self) -> &'static str {
         match self {
             DiskBus::Virtio => "virtio",
             DiskBus::Sata => "sata",
+            DiskBus::Nvme => "nvme",
         }
     }
 
@@ -126,6 +129,7 @@ impl DiskBus {
         match self {
             DiskBus::Virtio => "virtio",
             DiskBus::Sata => "SATA",
+            DiskBus::Nvme => "NVMe",
         }
     }
 }

@@ -3,12 +3,14 @@
 
 mod conformance;
 mod guest;
+mod nvme;
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use conformance::*;
 pub use guest::{Guest, Segments};
+pub use nvme::{Completed, NvmeGuest, RAM as NVME_RAM, SHADOW as NVME_SHADOW};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::hw::{Doorbells, IrqLine, MemorySlots, MsiMessage, MsiRoute, MsiSink, SharedRegion, SlotId};

@@ -10,7 +10,7 @@ use super::boot_plan::BootPlan;
 use super::control::Message;
 use super::machine::{Machine, Notice};
 use super::{BuildError, Ports};
-use crate::backend::disk::{Medium, OpenOptions, RawDisk};
+use crate::backend::disk::{Disk, Medium, OpenOptions, RawDisk};
 use crate::backend::display::Mode;
 use crate::backend::monitor::Monitor;
 use crate::backend::net::Tap;
@@ -22,6 +22,7 @@ use crate::devices::chipset::{HostBridge, Lpc, Pirq};
 use crate::devices::legacy::{
     CmosSizes, DebugCon, FwCfg, HostClock, I8042, I8042_PORTS, PmBlock, Port92, ResetControl, Rtc, Serial,
 };
+use crate::devices::nvme::{self, Nvme, NvmeParts};
 use crate::devices::vga::Vga;
 use crate::devices::virtio_blk::Blk;
 use crate::devices::virtio_console::Console;
@@ -148,6 +149,7 @@ impl Machine {
             match disk.bus {
                 DiskBus::Virtio => maker.virtio(slot::DISKS + index, &name, Blk::new(Box::new(image), &name))?,
                 DiskBus::Sata => sata.push(Drive::Disk(Box::new(image), name)),
+                DiskBus::Nvme => maker.nvme(slot::DISKS + index, &name, Box::new(image), config.cpus)?,
             }
         }
 
@@ -257,6 +259,24 @@ impl Maker<'_> {
         Ok(())
     }
 
+    /// Puts an NVMe controller with this disk in a slot, a queue pair for each CPU, on a thread of its own.
+    fn nvme(&mut self, slot: u8, name: &str, disk: Box<dyn Disk>, cpus: u32) -> Result<(), BuildError> {
+        let parts = NvmeParts {
+            name: name.into(),
+            serial: format!("orangery-{name}"),
+            queues: u16::try_from(cpus).unwrap_or(nvme::MAX_QUEUES),
+            memory: self.memory.clone(),
+            executor: self.worker(name)?,
+            msi: self.kvm.clone(),
+            line: self.pirq.line(slot, 0),
+            doorbells: self.kvm.clone(),
+            problems: self.problems.clone(),
+        };
+        let function = host("could not create an NVMe controller", Nvme::new(parts, disk))?;
+        self.pci(PciAddress::new(slot, 0), function);
+        Ok(())
+    }
+
     /// The SATA controller with these on its ports, on a thread of its own.
     fn sata(&mut self, drives: Vec<Drive>) -> Result<Arc<Ahci>, BuildError> {
         let messages = Mutex::new(self.messages.clone());
@@ -302,6 +322,8 @@ fn boot_order(config: &VmConfig) -> Vec<String> {
     let disks = config.disks.iter().enumerate().filter_map(|(index, disk)| match disk.bus {
         DiskBus::Virtio => Some(format!("/pci@i0cf8/scsi@{:x}/disk@0,0", usize::from(slot::DISKS) + index)),
         DiskBus::Sata => sata_ports.next().map(on_port),
+        // Firmware takes these ids for any NVMe controller's.
+        DiskBus::Nvme => Some(format!("/pci@i0cf8/pci8086,5845@{:x}/namespace@1,0", usize::from(slot::DISKS) + index)),
     });
     cdroms.chain(disks).collect()
 }

@@ -9,6 +9,7 @@ pub mod i8042;
 pub mod input;
 pub mod io_apic;
 pub mod lapic;
+pub mod nvme;
 pub mod pci;
 pub mod serial;
 pub mod virtio;

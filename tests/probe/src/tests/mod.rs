@@ -9,6 +9,7 @@ mod gpu;
 mod input;
 mod legacy;
 mod net;
+mod nvme;
 mod rng;
 mod timers;
 
@@ -46,12 +47,14 @@ const TESTS: &[(&str, Test)] = &[
     ("gpu", gpu::test),
     ("cdrom", ahci::cdrom),
     ("disk", ahci::disk),
+    ("nvme", nvme::test),
+    ("nvme-pattern", nvme::pattern),
     ("input-echo", input::echo),
     ("ps2-echo", input::ps2_echo),
 ];
 
 /// What the demo runs unless it is told otherwise: the quick ones. They leave disks alone (see `machine.may_write`).
-pub const DEMO: &str = "cpu,memory,lapic,ioapic,smp,acpi,pci,rng,blk,net,console,input,gpu,cdrom,disk";
+pub const DEMO: &str = "cpu,memory,lapic,ioapic,smp,acpi,pci,rng,blk,net,console,input,gpu,cdrom,disk,nvme";
 
 /// Runs the tests named in a comma-separated list, or `all`.
 pub fn run(machine: &Machine, names: &str, summary: &mut Summary) {
