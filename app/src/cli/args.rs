@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::control::Stream;
+use crate::library::Firmware;
 
 const AFTER: &str = "\
 Examples:
@@ -194,6 +195,11 @@ Examples:
         #[arg(long, value_name = "N", default_value_t = 0)]
         drive: usize,
     },
+    /// Forget its UEFI variables (boot entries, keys); its next start makes new ones
+    NvramReset {
+        #[command(flatten)]
+        which: Which,
+    },
     /// Print what happens to it, until it stops
     Events {
         #[command(flatten)]
@@ -233,7 +239,13 @@ pub struct MachineArgs {
     /// A new, empty disk, like 40G; it takes the space that is written (repeatable)
     #[arg(long, value_name = "SIZE", value_parser = crate::library::size::parse)]
     pub new_disk: Vec<u64>,
-    /// Start this kernel (bzImage, or ELF with a PVH entry) instead of the BIOS
+    /// What starts it [default: UEFI where medium and computer can, else BIOS]
+    #[arg(long, value_name = "bios|uefi|uefi-secure", value_parser = firmware, conflicts_with = "kernel")]
+    pub firmware: Option<Firmware>,
+    /// UEFI waits five seconds for Esc, which opens its menu
+    #[arg(long, conflicts_with = "kernel")]
+    pub boot_menu: bool,
+    /// Start this kernel (bzImage, or ELF with a PVH entry) instead of firmware
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
     /// The kernel's initial RAM disk
@@ -273,6 +285,15 @@ fn net(text: &str) -> Result<Net, String> {
     }
 }
 
+fn firmware(text: &str) -> Result<Firmware, String> {
+    match text {
+        "bios" => Ok(Firmware::Bios),
+        "uefi" => Ok(Firmware::Uefi),
+        "uefi-secure" => Ok(Firmware::UefiSecure),
+        _ => Err("write bios, uefi or uefi-secure".into()),
+    }
+}
+
 fn stream(text: &str) -> Result<Stream, String> {
     match text {
         "serial" => Ok(Stream::Serial),
@@ -299,6 +320,14 @@ mod tests {
                 assert!(arg.get_help().is_some(), "{} {}", verb.get_name(), arg.get_id());
             }
         }
+    }
+
+    #[test]
+    fn firmware_has_three_names() {
+        assert_eq!(firmware("bios"), Ok(Firmware::Bios));
+        assert_eq!(firmware("uefi"), Ok(Firmware::Uefi));
+        assert_eq!(firmware("uefi-secure"), Ok(Firmware::UefiSecure));
+        assert!(firmware("UEFI").is_err() && firmware("").is_err());
     }
 
     #[test]
