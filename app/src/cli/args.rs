@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use vmm_core::config::DiskBus;
 
 use crate::control::Stream;
+use crate::library::Firmware;
 
 const AFTER: &str = "\
 Examples:
@@ -195,6 +196,11 @@ Examples:
         #[arg(long, value_name = "N", default_value_t = 0)]
         drive: usize,
     },
+    /// Forget its UEFI variables (boot entries, keys); its next start makes new ones
+    NvramReset {
+        #[command(flatten)]
+        which: Which,
+    },
     /// Print what happens to it, until it stops
     Events {
         #[command(flatten)]
@@ -240,7 +246,13 @@ pub struct MachineArgs {
     /// A new, empty disk, like 40G; it takes the space that is written (repeatable)
     #[arg(long, value_name = "SIZE[,bus=BUS]", value_parser = new_disk)]
     pub new_disk: Vec<NewDiskArg>,
-    /// Start this kernel (bzImage, or ELF with a PVH entry) instead of the BIOS
+    /// What starts it [default: UEFI where medium and computer can, else BIOS]
+    #[arg(long, value_name = "bios|uefi|uefi-secure", value_parser = firmware, conflicts_with = "kernel")]
+    pub firmware: Option<Firmware>,
+    /// UEFI waits five seconds for Esc, which opens its menu
+    #[arg(long, conflicts_with = "kernel")]
+    pub boot_menu: bool,
+    /// Start this kernel (bzImage, or ELF with a PVH entry) instead of firmware
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
     /// The kernel's initial RAM disk
@@ -322,6 +334,15 @@ fn net(text: &str) -> Result<Net, String> {
     }
 }
 
+fn firmware(text: &str) -> Result<Firmware, String> {
+    match text {
+        "bios" => Ok(Firmware::Bios),
+        "uefi" => Ok(Firmware::Uefi),
+        "uefi-secure" => Ok(Firmware::UefiSecure),
+        _ => Err("write bios, uefi or uefi-secure".into()),
+    }
+}
+
 fn stream(text: &str) -> Result<Stream, String> {
     match text {
         "serial" => Ok(Stream::Serial),
@@ -365,6 +386,14 @@ mod tests {
         assert_eq!(new_disk(&format!("1G,bus={name}")), Ok(NewDiskArg { size: 1 << 30, bus: last }));
         assert_eq!(new_disk("1G"), Ok(NewDiskArg { size: 1 << 30, bus: DiskBus::default() }));
         assert!(new_disk("1G,bus=floppy").is_err() && new_disk("1G,ro").is_err());
+    }
+
+    #[test]
+    fn firmware_has_three_names() {
+        assert_eq!(firmware("bios"), Ok(Firmware::Bios));
+        assert_eq!(firmware("uefi"), Ok(Firmware::Uefi));
+        assert_eq!(firmware("uefi-secure"), Ok(Firmware::UefiSecure));
+        assert!(firmware("UEFI").is_err() && firmware("").is_err());
     }
 
     #[test]

@@ -76,8 +76,11 @@ impl CliError {
         let exit = match self {
             CliError::Library(error) | CliError::Run(RunError::Library(error)) => match error {
                 LibraryError::NotFound { .. } => Exit::NotFound,
-                LibraryError::Exists(_) | LibraryError::Running { .. } => Exit::State,
+                LibraryError::Exists(_) | LibraryError::Running { .. } | LibraryError::NoVariables { .. } => {
+                    Exit::State
+                }
                 LibraryError::Name { .. } | LibraryError::Config(_) => Exit::Usage,
+                LibraryError::Firmware(_) => Exit::Host,
                 LibraryError::Broken { .. } | LibraryError::Io { .. } => Exit::Failed,
             },
             CliError::Control { source: ControlError::NotRunning | ControlError::Refused(_), .. } => Exit::State,

@@ -9,7 +9,7 @@ use vmm_core::config::{DiskBus, VmConfig};
 
 use crate::control::{Power, State};
 use crate::library::preflight::{Cause, Outcome};
-use crate::library::{Check, Entry, Machine, Medium, MediumKind, Timestamp, Trashed, detect::Table, size};
+use crate::library::{Check, Entry, Firmware, Machine, Medium, MediumKind, Timestamp, Trashed, detect::Table, size};
 
 /// One machine of `list`.
 #[derive(Debug, Serialize)]
@@ -167,10 +167,10 @@ pub struct Detected<'a> {
     /// An ISO's volume name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<&'a str>,
-    /// An ISO that a BIOS can boot.
+    /// An ISO or disk that a BIOS can boot.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bios: Option<bool>,
-    /// An ISO that UEFI can boot.
+    /// An ISO or disk that UEFI can boot.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uefi: Option<bool>,
     /// A disk's partition table: `mbr`, `gpt` or `none`.
@@ -206,8 +206,9 @@ impl<'a> From<&'a Medium> for Detected<'a> {
                 detected.label = label.as_deref();
                 (detected.bios, detected.uefi) = (Some(*bios), Some(*uefi));
             }
-            MediumKind::Disk { table } => {
+            MediumKind::Disk { table, bios, uefi } => {
                 detected.kind = "disk";
+                (detected.bios, detected.uefi) = (Some(*bios), Some(*uefi));
                 detected.table = Some(match table {
                     Table::Mbr => "mbr",
                     Table::Gpt => "gpt",
@@ -250,6 +251,9 @@ pub fn words(shown: &Shown<'_>) -> String {
     row("State", shown.state.into());
     row("CPUs", shown.config.cpus.to_string());
     row("Memory", size::human(shown.config.memory_mib << 20));
+    if let Some(firmware) = Firmware::of(&shown.config.boot) {
+        row("Firmware", firmware.label().into());
+    }
     if let Boot::Kernel { kernel, initrd, cmdline } = &shown.config.boot {
         row("Kernel", kernel.display().to_string());
         if let Some(initrd) = initrd {

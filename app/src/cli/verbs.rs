@@ -6,14 +6,16 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::json;
-use vmm_core::config::{Boot, CdromConfig, DiskConfig, DisplayConfig, NetConfig, VmConfig};
+use vmm_core::config::{Boot, CdromConfig, DiskConfig, DisplayConfig, MIN_UEFI_MEMORY_MIB, NetConfig, VmConfig};
 
 use super::args::{Cli, DiskArg, MachineArgs, Net, NewDiskArg, Verb, Which};
 use super::output::{Checked, Deleted, Detected, Listed, Shown, table, words};
 use super::{CliError, Exit, print};
 use crate::control::protocol::Request;
 use crate::control::{Client, ControlError, Power, State, keys};
-use crate::library::{self, Entry, HostLimits, Library, Machine, NewDisk, NewMachine, preflight};
+use crate::library::{
+    self, Entry, Firmware, HostLimits, Library, Machine, NewDisk, NewMachine, UefiSupport, preflight,
+};
 use crate::session::{self, Announcement, Throwaway};
 
 /// How long a machine may take to say how it is, for a list of many.
@@ -60,6 +62,7 @@ pub fn perform(cli: Cli) -> Result<(), CliError> {
         Verb::SendKeys { which, keys, text } => send_keys(out, &which, &keys, text),
         Verb::Insert { which, iso, drive } => medium(out, &which, drive, Some(iso)),
         Verb::Eject { which, drive } => medium(out, &which, drive, None),
+        Verb::NvramReset { which } => nvram_reset(out, &which),
         Verb::Events { which } => events(&which),
         Verb::Detect { file } => {
             let medium = library::detect(&file)?;
@@ -122,15 +125,35 @@ fn manager(_open: Option<PathBuf>) -> Result<(), CliError> {
     Err(CliError::Words(Exit::Usage, text.into()))
 }
 
-fn boot_of(args: &MachineArgs) -> Boot {
-    match &args.kernel {
-        None => Boot::Bios,
-        Some(kernel) => Boot::Kernel {
-            kernel: kernel.clone(),
-            initrd: args.initrd.clone(),
-            cmdline: args.cmdline.clone().unwrap_or_default(),
-        },
+/// What starts the machine: what was asked for, or what suits the medium that it starts from.
+fn boot_of(args: &MachineArgs, memory_mib: u64) -> Result<Boot, CliError> {
+    if let Some(kernel) = &args.kernel {
+        let cmdline = args.cmdline.clone().unwrap_or_default();
+        return Ok(Boot::Kernel { kernel: kernel.clone(), initrd: args.initrd.clone(), cmdline });
     }
+    let firmware = match args.firmware {
+        Some(firmware) => firmware,
+        None => {
+            let first = args.cdrom.first().cloned().or_else(|| args.disk.first().map(|disk| disk.path.clone()));
+            // A file that is nothing to start from, or not there, is told of by whoever opens it.
+            let medium = first.and_then(|path| library::detect(&path).ok());
+            let fits = memory_mib >= MIN_UEFI_MEMORY_MIB;
+            let support = if fits { UefiSupport::read() } else { UefiSupport::Missing };
+            Firmware::choose(medium.as_ref().map(|medium| &medium.kind), support)
+        }
+    };
+    let mut boot = firmware.boot();
+    match &mut boot {
+        Boot::Uefi { menu, .. } => *menu = args.boot_menu,
+        _ if args.boot_menu => {
+            return Err(CliError::Words(
+                Exit::Usage,
+                "--boot-menu is for UEFI, and this machine starts with a BIOS".into(),
+            ));
+        }
+        _ => {}
+    }
+    Ok(boot)
 }
 
 fn nets(args: &MachineArgs) -> Result<Vec<NetConfig>, CliError> {
@@ -150,7 +173,7 @@ fn create(out: Out, name: String, args: &MachineArgs) -> Result<(), CliError> {
     let mut new = NewMachine::with_defaults(name, &HostLimits::read(library.root()));
     new.cpus = args.cpus.unwrap_or(new.cpus);
     new.memory_mib = args.memory.unwrap_or(new.memory_mib);
-    new.boot = boot_of(args);
+    new.boot = boot_of(args, new.memory_mib)?;
     let existing =
         args.disk.iter().cloned().map(|DiskArg { path, readonly, bus }| NewDisk::Existing { path, readonly, bus });
     let made = args.new_disk.iter().map(|&NewDiskArg { size, bus }| NewDisk::Create { size, bus });
@@ -170,10 +193,16 @@ fn boot(args: &MachineArgs) -> Result<(), CliError> {
     let disks = args.disk.iter().cloned();
     let disks = disks.map(|DiskArg { path, readonly, bus }| DiskConfig { readonly, bus, ..DiskConfig::new(path) });
     let defaults = || HostLimits::read(Path::new("/var/tmp"));
+    let memory_mib = args.memory.unwrap_or_else(|| defaults().default_memory_mib());
+    let mut boot = boot_of(args, memory_mib)?;
+    if let Boot::Uefi { variables, .. } = &mut boot {
+        // They go with the machine.
+        *variables = None;
+    }
     let config = VmConfig {
         cpus: args.cpus.unwrap_or_else(|| defaults().default_cpus()),
-        memory_mib: args.memory.unwrap_or_else(|| defaults().default_memory_mib()),
-        boot: boot_of(args),
+        memory_mib,
+        boot,
         disks: disks.collect(),
         cdroms: args.cdrom.iter().map(|path| CdromConfig { path: Some(path.clone()) }).collect(),
         nets: nets(args)?,
@@ -389,6 +418,13 @@ fn medium(out: Out, which: &Which, drive: usize, path: Option<PathBuf>) -> Resul
     library.save(&machine)?;
     let done = if machine.config.cdroms[drive].path.is_some() { "inserted" } else { "ejected" };
     out.say(&json!({ "done": done }), &format!("{:?}: {done}", machine.name));
+    Ok(())
+}
+
+fn nvram_reset(out: Out, which: &Which) -> Result<(), CliError> {
+    let had = library()?.reset_variables(&which.name)?;
+    let text = if had { "its UEFI variables are reset" } else { "it had no UEFI variables yet" };
+    out.say(&json!({ "done": "reset", "had": had }), &format!("{:?}: {text}", which.name));
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use vmm_core::config::Boot;
 
-use super::{HostLimits, NewDisk, NewMachine};
+use super::{Firmware, HostLimits, NewDisk, NewMachine};
 
 /// Bytes in a sector of an ISO 9660 file system.
 const ISO_SECTOR: u64 = 2048;
@@ -48,6 +48,10 @@ pub enum MediumKind {
     Disk {
         /// Its partition table.
         table: Table,
+        /// A BIOS finds code in its first sector.
+        bios: bool,
+        /// It has an EFI system partition.
+        uefi: bool,
     },
     /// A Linux kernel (bzImage).
     Linux {
@@ -173,7 +177,40 @@ pub fn detect(path: &Path) -> Result<Medium, DetectError> {
     if table == Table::None && !named_so && !blank && !kind.is_block_device() {
         return refuse("no ISO, disk image or kernel", "if it is a raw disk image, name it so (.img or .raw)");
     }
-    found(MediumKind::Disk { table })
+    // The boot code of a master boot record comes before the disk's signature and the partitions.
+    let bios = mbr && head.get(..440).is_some_and(|code| code.iter().any(|&byte| byte != 0));
+    let uefi = match table {
+        Table::Gpt => gpt_has_esp(&file).map_err(io)?,
+        Table::Mbr => mbr_has_esp(&head),
+        Table::None => false,
+    };
+    found(MediumKind::Disk { table, bios, uefi })
+}
+
+/// Whether a GUID partition table has an EFI system partition (UEFI 2.10 §5.3): in its first 128 entries, as many as there
+/// are room for by the specification.
+fn gpt_has_esp(file: &File) -> io::Result<bool> {
+    /// C12A7328-F81F-11D2-BA4B-00A0C93EC93B.
+    const ESP: [u8; 16] =
+        [0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b];
+    const SECTOR: u64 = 512;
+    const ENTRIES: usize = 128;
+    let header = read_at(file, SECTOR, 92)?;
+    let (Some(start), Some(&[a, b, c, d])) = (header.get(72..80), header.get(84..88)) else { return Ok(false) };
+    let start = start.iter().rev().fold(0u64, |start, &byte| start << 8 | u64::from(byte));
+    let entry = u32::from_le_bytes([a, b, c, d]) as usize;
+    let Some(at) = start.checked_mul(SECTOR).filter(|&at| at < i64::MAX as u64) else { return Ok(false) };
+    if !(128..=4096).contains(&entry) {
+        return Ok(false);
+    }
+    let entries = read_at(file, at, ENTRIES * entry)?;
+    Ok(entries.chunks_exact(entry).any(|entry| entry.starts_with(&ESP)))
+}
+
+/// Whether a master boot record has an EFI system partition (UEFI 2.10 §5.2.2).
+fn mbr_has_esp(head: &[u8]) -> bool {
+    const ESP: u8 = 0xef;
+    head.get(446..510).is_some_and(|table| table.chunks_exact(16).any(|entry| entry[4] == ESP))
 }
 
 /// Reads up to `length` bytes at `offset`; fewer where the file ends.
@@ -272,9 +309,20 @@ impl Medium {
                 let label = label.as_ref().map(|label| format!(" “{label}”")).unwrap_or_default();
                 format!("CD or DVD{label} · {starts}")
             }
-            MediumKind::Disk { table: Table::Mbr } => "Disk image · MBR partitions".into(),
-            MediumKind::Disk { table: Table::Gpt } => "Disk image · GPT partitions".into(),
-            MediumKind::Disk { table: Table::None } => "Disk image · no partition table".into(),
+            MediumKind::Disk { table, bios, uefi } => {
+                let table = match table {
+                    Table::Mbr => "MBR partitions",
+                    Table::Gpt => "GPT partitions",
+                    Table::None => "no partition table",
+                };
+                let starts = match (bios, uefi) {
+                    (true, true) => " · starts on BIOS and UEFI",
+                    (true, false) => " · starts on BIOS",
+                    (false, true) => " · starts on UEFI only",
+                    (false, false) => "",
+                };
+                format!("Disk image · {table}{starts}")
+            }
             MediumKind::Linux { version: Some(version) } => format!("Linux kernel {version}"),
             MediumKind::Linux { version: None } => "Linux kernel".into(),
             MediumKind::Elf => "Kernel (ELF)".into(),
@@ -284,9 +332,6 @@ impl Medium {
     /// What is worth knowing before a machine is made from it, if anything.
     pub fn warning(&self) -> Option<&'static str> {
         match self.kind {
-            MediumKind::Iso { bios: false, uefi: true, .. } => {
-                Some("This medium starts on UEFI only, and machines have a BIOS for now: it will not start.")
-            }
             MediumKind::Iso { bios: false, uefi: false, .. } => {
                 Some("This medium does not start by itself; the machine will look for a system on its disk.")
             }
@@ -315,6 +360,7 @@ impl Medium {
     /// The machine that a person most likely wants from it, with this host's defaults.
     pub fn suggest(&self, limits: &HostLimits) -> NewMachine {
         let mut new = NewMachine::with_defaults(self.suggested_name(), limits);
+        new.boot = Firmware::choose(Some(&self.kind), limits.uefi).boot();
         match &self.kind {
             MediumKind::Iso { .. } => {
                 new.cdroms = vec![Some(self.path.clone())];

@@ -1,5 +1,5 @@
 use super::*;
-use crate::library::Library;
+use crate::library::{Library, UefiSupport};
 
 struct Iso(Vec<u8>);
 
@@ -74,13 +74,40 @@ fn a_hybrid_iso_is_an_iso_although_it_has_a_partition_table() {
 #[test]
 fn disks_are_told_by_their_table_or_their_name() {
     for table in [Table::Mbr, Table::Gpt] {
-        assert_eq!(kind("data", &disk(table)), MediumKind::Disk { table });
+        assert_eq!(kind("data", &disk(table)), MediumKind::Disk { table, bios: false, uefi: false });
     }
-    assert_eq!(kind("empty", &disk(Table::None)), MediumKind::Disk { table: Table::None });
+    assert_eq!(kind("empty", &disk(Table::None)), MediumKind::Disk { table: Table::None, bios: false, uefi: false });
     let mut filesystem = disk(Table::None);
     filesystem[0x438 - 0x400] = 0x53;
-    assert_eq!(kind("root.RAW", &filesystem), MediumKind::Disk { table: Table::None });
+    assert_eq!(kind("root.RAW", &filesystem), MediumKind::Disk { table: Table::None, bios: false, uefi: false });
     assert!(look("root.txt", &filesystem).is_err());
+}
+
+#[test]
+fn a_disk_tells_who_can_boot_it() {
+    let starts = |bytes: &[u8]| match kind("x.img", bytes) {
+        MediumKind::Disk { bios, uefi, .. } => (bios, uefi),
+        other => panic!("{other:?}"),
+    };
+    let mut mbr = disk(Table::Mbr);
+    assert_eq!(starts(&mbr), (false, false));
+    mbr[0] = 0xeb;
+    assert_eq!(starts(&mbr), (true, false));
+    mbr[446 + 16 + 4] = 0xef;
+    assert_eq!(starts(&mbr), (true, true));
+    let mut gpt = disk(Table::Gpt);
+    gpt.resize(64 << 10, 0);
+    gpt[512 + 72] = 2;
+    gpt[512 + 84] = 128;
+    assert_eq!(starts(&gpt), (false, false));
+    let esp = [0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b];
+    gpt[1024 + 3 * 128..][..16].copy_from_slice(&esp);
+    assert_eq!(starts(&gpt), (false, true));
+    // A table that is somewhere beyond the file, or has entries of no size.
+    gpt[512 + 72..][..8].fill(0xff);
+    assert_eq!(starts(&gpt), (false, false));
+    gpt[512 + 72..][..16].fill(0);
+    assert_eq!(starts(&gpt), (false, false));
 }
 
 #[test]
@@ -140,7 +167,8 @@ fn names_are_suggested_as_people_would_write_them() {
 fn what_is_suggested_can_be_made() {
     let dir = tempfile::tempdir().unwrap();
     let library = Library::open(dir.path().join("machines")).unwrap();
-    let limits = HostLimits { cpus: 2, memory_mib: 8192, memory_available_mib: 8192, space: 10 << 30 };
+    let limits =
+        HostLimits { cpus: 2, memory_mib: 8192, memory_available_mib: 8192, space: 10 << 30, uefi: UefiSupport::Good };
     let mut kernel = disk(Table::Mbr);
     kernel[0x202..0x206].copy_from_slice(b"HdrS");
     let iso = Iso::new("A").0;

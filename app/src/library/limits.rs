@@ -4,6 +4,8 @@ use std::path::Path;
 
 use vmm_core::config;
 
+use super::UefiSupport;
+
 /// What this host has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostLimits {
@@ -15,6 +17,8 @@ pub struct HostLimits {
     pub memory_available_mib: u64,
     /// Free space where the library is, bytes.
     pub space: u64,
+    /// How well it runs UEFI firmware.
+    pub uefi: UefiSupport,
 }
 
 /// A desktop's disk: 40 GiB, thin.
@@ -37,6 +41,7 @@ impl HostLimits {
             memory_mib: kib("MemTotal") / 1024,
             memory_available_mib: kib("MemAvailable") / 1024,
             space: rustix::fs::statvfs(existing).map_or(0, |fs| fs.f_bavail.saturating_mul(fs.f_frsize)),
+            uefi: UefiSupport::read(),
         }
     }
 
@@ -74,7 +79,7 @@ mod tests {
     use super::*;
 
     fn host(cpus: u32, memory_mib: u64, space: u64) -> HostLimits {
-        HostLimits { cpus, memory_mib, memory_available_mib: memory_mib, space }
+        HostLimits { cpus, memory_mib, memory_available_mib: memory_mib, space, uefi: UefiSupport::Good }
     }
 
     #[test]

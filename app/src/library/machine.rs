@@ -169,13 +169,14 @@ impl Machine {
 
 /// Every path of a configuration.
 pub(super) fn paths_mut(config: &mut VmConfig) -> impl Iterator<Item = &mut PathBuf> {
-    let (kernel, initrd) = match &mut config.boot {
+    let (first, second) = match &mut config.boot {
         Boot::Bios => (None, None),
+        Boot::Uefi { variables, secure_boot: _, menu: _ } => (variables.as_mut(), None),
         Boot::Kernel { kernel, initrd, cmdline: _ } => (Some(kernel), initrd.as_mut()),
     };
     let disks = config.disks.iter_mut().map(|disk| &mut disk.path);
     let cdroms = config.cdroms.iter_mut().filter_map(|drive| drive.path.as_mut());
-    kernel.into_iter().chain(initrd).chain(disks).chain(cdroms)
+    first.into_iter().chain(second).chain(disks).chain(cdroms)
 }
 
 fn read_bounded(path: &Path) -> Result<String, LibraryError> {

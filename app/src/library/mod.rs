@@ -4,6 +4,7 @@
 //! <root>/                         $ORANGERY_LIBRARY, or machines/ in the person's data folder
 //!   debian-12/                    a machine; the folder's name is a slug of the machine's
 //!     machine.toml                what it is (schema 1), replaced whole at every change
+//!     nvram.fd                    its UEFI variables, once it has started
 //!     disks/disk-0.img            its own disks; paths in machine.toml are relative to the folder
 //!     logs/                       serial.log, debug.log, orangery.log
 //!     vm.lock                     held by the process that runs it
@@ -15,6 +16,7 @@
 
 pub mod detect;
 pub(crate) mod files;
+pub mod firmware;
 pub mod limits;
 pub mod lock;
 mod machine;
@@ -32,9 +34,11 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use vmm_core::config::{Boot, CdromConfig, ConfigError, DiskBus, DiskConfig, DisplayConfig, NetConfig, VmConfig};
+use vmm_core::vm::BootError;
 
 pub use detect::{Medium, MediumKind, detect};
 pub use files::random_hex;
+pub use firmware::{Firmware, UefiSupport};
 pub use limits::HostLimits;
 pub use lock::Holder;
 pub use machine::Machine;
@@ -75,6 +79,17 @@ pub enum LibraryError {
         /// The process that runs it; 0 when it did not say.
         pid: u32,
     },
+    /// It has no UEFI variables that could be reset.
+    #[error("{name:?} keeps no UEFI variables: {why}")]
+    NoVariables {
+        /// The machine.
+        name: String,
+        /// Why not.
+        why: &'static str,
+    },
+    /// This host has no firmware of the kind it is to start with.
+    #[error(transparent)]
+    Firmware(#[from] BootError),
     /// The name is none that a machine can have.
     #[error("{name:?} cannot be a name: {problem}")]
     Name {
@@ -194,7 +209,7 @@ impl NewMachine {
             name: name.into(),
             cpus: limits.default_cpus(),
             memory_mib: limits.default_memory_mib(),
-            boot: Boot::Bios,
+            boot: Firmware::choose(None, limits.uefi).boot(),
             disks: Vec::new(),
             cdroms: vec![None],
             nets: Vec::new(),
@@ -251,7 +266,8 @@ impl NewMachine {
     fn with_absolute_paths(&self) -> Result<NewMachine, LibraryError> {
         let mut new = self.clone();
         let (kernel, initrd) = match &mut new.boot {
-            Boot::Bios => (None, None),
+            // The variables are in the folder that is made.
+            Boot::Bios | Boot::Uefi { .. } => (None, None),
             Boot::Kernel { kernel, initrd, cmdline: _ } => (Some(kernel), initrd.as_mut()),
         };
         let disks = new.disks.iter_mut().filter_map(|disk| match disk {
@@ -380,6 +396,10 @@ impl Library {
         let name = name::check(&new.name)?;
         new.validate().map_err(LibraryError::Config)?;
         let new = new.with_absolute_paths()?;
+        if Firmware::of(&new.boot) == Some(Firmware::UefiSecure) {
+            // Where it can't be had, a person should know before anything is installed without it.
+            vmm_core::vm::uefi_firmware(true)?;
+        }
         let _guard = self.guard()?;
         self.refuse_taken(&name, None)?;
         let id = random_hex().map_err(LibraryError::io("make an id from", Path::new("/dev/urandom")))?;
@@ -422,6 +442,28 @@ impl Library {
         machine.name = new;
         machine.write()?;
         Ok(machine)
+    }
+
+    /// Forgets a stopped machine's UEFI variables: boot entries, keys, settings. Its next start makes new ones. Says whether
+    /// there were any.
+    ///
+    /// # Errors
+    /// It runs, has no such variables, or the file cannot be removed.
+    pub fn reset_variables(&self, name: &str) -> Result<bool, LibraryError> {
+        let machine = self.load(name)?;
+        let no = |why| LibraryError::NoVariables { name: machine.name.clone(), why };
+        let path = match &machine.config.boot {
+            Boot::Uefi { variables: Some(path), .. } => machine.resolve(path),
+            Boot::Uefi { variables: None, .. } => return Err(no("it forgets them whenever it stops")),
+            Boot::Bios => return Err(no("it starts with a BIOS")),
+            Boot::Kernel { .. } => return Err(no("it starts a kernel without firmware")),
+        };
+        let _lock = machine.lock()?;
+        match std::fs::remove_file(&path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(LibraryError::io("remove", &path)(error)),
+        }
     }
 
     /// Gives a machine an id of its own if another of the library has the same: its folder was copied. The caller holds the

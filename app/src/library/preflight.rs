@@ -271,7 +271,13 @@ mod tests {
 
     #[test]
     fn a_full_disk_warns_and_names_a_command_that_a_shell_takes() {
-        let limits = HostLimits { cpus: 1, memory_mib: 100, memory_available_mib: 100, space: 1 << 20 };
+        let limits = HostLimits {
+            cpus: 1,
+            memory_mib: 100,
+            memory_available_mib: 100,
+            space: 1 << 20,
+            uefi: crate::library::UefiSupport::Good,
+        };
         let check = space(&limits, Path::new("/a b/it's"));
         let Outcome::Warning(cause) = &check.outcome else { panic!() };
         assert_eq!(cause.command.as_deref(), Some(r"df -h '/a b/it'\''s'"));

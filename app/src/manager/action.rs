@@ -50,6 +50,10 @@ pub enum Action {
     DismissToast(u64),
     /// The picker wants another folder's files.
     List(PathBuf),
+    /// Ask whether a machine's UEFI variables are to be forgotten.
+    AskResetVariables(String),
+    /// Forget them.
+    ResetVariables(String),
     /// Do what the open confirmation asks about.
     Confirm(String, Power),
 }
@@ -137,6 +141,8 @@ pub enum Request {
     ChangeMedium(String, usize, Option<PathBuf>),
     /// Give it a new name.
     Rename(String, String),
+    /// Forget its UEFI variables.
+    ResetVariables(String),
     /// Put it in the trash.
     Delete(String),
     /// Take it out again.

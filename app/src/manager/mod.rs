@@ -409,6 +409,11 @@ impl Manager {
             }
             Action::DismissToast(id) => self.state.toasts.retain(|toast| toast.id != id),
             Action::List(folder) => (self.send)(Request::List(folder)),
+            Action::AskResetVariables(name) => self.state.dialog = Some(Dialog::ResetVariables(name)),
+            Action::ResetVariables(name) => {
+                self.state.dialog = None;
+                (self.send)(Request::ResetVariables(name));
+            }
             Action::Confirm(name, verb) => {
                 self.state.dialog = None;
                 (self.send)(Request::Power(name, verb));

@@ -214,6 +214,12 @@ fn job(shared: &Shared, request: Request) {
             }
             Err(error) => tell(failure(format!("{name} was not renamed"), &error, None).into()),
         },
+        Request::ResetVariables(name) => match library.reset_variables(&name) {
+            Ok(_) => tell(Update::Notice(format!("The UEFI variables of {name} are reset"))),
+            Err(error) => {
+                tell(failure(format!("The UEFI variables of {name} were not reset"), &error, None).into());
+            }
+        },
         Request::Delete(name) => match delete(library, &name) {
             Ok((trashed, what)) => tell(Update::Deleted(trashed, what)),
             Err(error) => tell(failure(format!("{name} was not moved to the trash"), &error, None).into()),

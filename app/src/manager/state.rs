@@ -57,6 +57,8 @@ pub enum Dialog {
     Rename(String, String),
     /// A power verb that loses something.
     Confirm(String, Power),
+    /// Whether a machine's UEFI variables are to be forgotten.
+    ResetVariables(String),
 }
 
 /// A passing notice.

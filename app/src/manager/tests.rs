@@ -13,7 +13,7 @@ use super::action::{Power, Purpose, Request, Settings, Update, Watch};
 use super::model::{Check, DiskFacts, Failure, Log, Machine, Picture, State};
 use super::picker::Entry;
 use super::{Manager, tokens};
-use crate::library::{HostLimits, Medium, MediumKind, NewDisk, Trashed};
+use crate::library::{HostLimits, Medium, MediumKind, NewDisk, Trashed, UefiSupport};
 use crate::theme::{self, Appearance};
 
 /// A manager, and the other ends of its channels.
@@ -26,7 +26,8 @@ struct Stage {
 /// The Ctrl key, as a window reports it.
 const CTRL: Modifiers = Modifiers { ctrl: true, command: true, ..Modifiers::NONE };
 
-const HOST: HostLimits = HostLimits { cpus: 8, memory_mib: 16_000, memory_available_mib: 9_000, space: 200 << 30 };
+const HOST: HostLimits =
+    HostLimits { cpus: 8, memory_mib: 16_000, memory_available_mib: 9_000, space: 200 << 30, uefi: UefiSupport::Good };
 
 impl Stage {
     fn with(size: Vec2, dark: bool) -> Stage {

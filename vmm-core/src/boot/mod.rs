@@ -4,6 +4,8 @@ pub mod acpi;
 pub mod bios;
 pub mod layout;
 pub mod linux;
+mod secure_boot;
+pub mod uefi;
 
 use std::path::PathBuf;
 
@@ -38,6 +40,22 @@ pub enum BootError {
         file: &'static str,
         /// Where it was looked for.
         searched: String,
+    },
+    /// No UEFI firmware is installed.
+    #[error(
+        "there is no UEFI firmware for this machine here{skipped}; install the package ovmf, or name a folder with it in ORANGERY_FIRMWARE"
+    )]
+    NoUefi {
+        /// What is there and why it can't be used, or nothing.
+        skipped: String,
+    },
+    /// None of the UEFI firmware enforces Secure Boot on this machine.
+    #[error(
+        "there is no UEFI firmware with Secure Boot for this machine here{skipped}; Debian 12's package ovmf has one"
+    )]
+    NoSecureBoot {
+        /// What is there and why it can't be used, or nothing.
+        skipped: String,
     },
     /// It does not fit in the machine's memory.
     #[error("{what} needs more memory than the machine has ({memory_mib} MiB); give it more")]

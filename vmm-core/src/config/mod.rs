@@ -16,6 +16,8 @@ mod tests;
 pub const MAX_CPUS: u32 = 64;
 /// The least memory a machine can have, MiB. Firmware alone needs a few.
 pub const MIN_MEMORY_MIB: u64 = 4;
+/// The least memory a machine with UEFI can have, MiB.
+pub const MIN_UEFI_MEMORY_MIB: u64 = 128;
 /// The most memory a machine can have, MiB (256 GiB).
 pub const MAX_MEMORY_MIB: u64 = 256 * 1024;
 /// The most disks and drives of one kind: what fits on PCI bus 0 beside the fixed devices.
@@ -61,6 +63,19 @@ pub enum Boot {
     /// SeaBIOS: from the first CD-ROM drive that holds a medium, then the disks in order.
     #[default]
     Bios,
+    /// UEFI: what its variables name, else from the first CD-ROM drive that holds a medium, then the disks in order.
+    Uefi {
+        /// The file that keeps the firmware's variables, made when it is missing. Without one they are forgotten when the
+        /// machine stops.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        variables: Option<PathBuf>,
+        /// Start only what is signed: a firmware that enforces Secure Boot, and variables with Microsoft's keys.
+        #[serde(default, skip_serializing_if = "is_false")]
+        secure_boot: bool,
+        /// Wait at the start for a key that opens the firmware's menu.
+        #[serde(default, skip_serializing_if = "is_false")]
+        menu: bool,
+    },
     /// A kernel loaded by the monitor itself: a Linux bzImage, or an ELF with a PVH entry.
     Kernel {
         /// The kernel's file.
@@ -310,6 +325,18 @@ impl VmConfig {
                 cmdline.len() <= MAX_CMDLINE && !cmdline.contains('\0'),
                 &"boot.cmdline",
                 format!("a kernel command line has at most {MAX_CMDLINE} bytes and no NUL"),
+            );
+        }
+        if let Boot::Uefi { variables, .. } = &self.boot {
+            let named = variables.as_ref().is_none_or(|path| !path.as_os_str().is_empty());
+            check(named, &"boot.variables", "name the file that keeps the variables".into());
+            check(
+                self.memory_mib >= MIN_UEFI_MEMORY_MIB || self.memory_mib < MIN_MEMORY_MIB,
+                &"memory_mib",
+                format!(
+                    "a machine with UEFI has at least {MIN_UEFI_MEMORY_MIB} MiB of memory, not {}",
+                    self.memory_mib
+                ),
             );
         }
         if errors.is_empty() { Ok(()) } else { Err(errors) }

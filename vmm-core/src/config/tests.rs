@@ -32,6 +32,18 @@ fn every_wrong_field_is_named_at_once() {
 }
 
 #[test]
+fn a_machine_with_uefi_needs_memory_for_it() {
+    let uefi = |path: &str| Boot::Uefi { variables: Some(path.into()), secure_boot: false, menu: false };
+    let mut config = VmConfig { boot: uefi("nvram.fd"), ..good() };
+    assert_eq!(fields(&config), [""; 0]);
+    config.memory_mib = MIN_UEFI_MEMORY_MIB - 1;
+    assert_eq!(fields(&config), ["memory_mib"]);
+    config.memory_mib = 0;
+    config.boot = uefi("");
+    assert_eq!(fields(&config), ["memory_mib", "boot.variables"]);
+}
+
+#[test]
 fn the_same_image_twice_is_refused_unless_nobody_writes() {
     let disk = |readonly| DiskConfig { readonly, ..DiskConfig::new("/a.img") };
     let mut config = good();

@@ -54,10 +54,12 @@ pub trait Doorbells: Send + Sync {
     fn unregister(&self, address: u64, bell: &EventFd) -> io::Result<()>;
 }
 
-/// Host memory that a device shows to the guest as if it were RAM (a frame buffer).
+/// Host memory that a device shows to the guest as if it were RAM (a frame buffer) or ROM (flash).
 pub trait MemorySlots: Send + Sync {
     /// Shows `len` bytes (whole pages) of `region` from `offset` on at guest address `address`.
     fn map(&self, address: u64, region: &Arc<SharedRegion>, offset: u64, len: u64) -> io::Result<SlotId>;
+    /// The same for memory that the guest only reads: what it writes goes to the device on the bus. It has no dirty log.
+    fn map_readonly(&self, address: u64, region: &Arc<SharedRegion>, offset: u64, len: u64) -> io::Result<SlotId>;
     /// Takes it away again.
     fn unmap(&self, slot: SlotId) -> io::Result<()>;
     /// The pages that the guest wrote since the last call, a bit each, least significant first.

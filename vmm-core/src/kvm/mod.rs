@@ -153,6 +153,10 @@ impl MemorySlots for KvmVm {
         self.slots.map(address, region, offset, len, slots::Kind::Logged)
     }
 
+    fn map_readonly(&self, address: u64, region: &Arc<SharedRegion>, offset: u64, len: u64) -> io::Result<SlotId> {
+        self.slots.map(address, region, offset, len, slots::Kind::Rom)
+    }
+
     fn unmap(&self, slot: SlotId) -> io::Result<()> {
         self.slots.remove(slot)
     }

@@ -104,6 +104,7 @@ struct FakeSlot {
     region: Arc<SharedRegion>,
     offset: u64,
     len: u64,
+    readonly: bool,
     dirty: Vec<u64>,
 }
 
@@ -118,7 +119,8 @@ impl FakeSlots {
     pub fn write(&self, address: u64, data: &[u8]) -> bool {
         let mut slots = lock(&self.slots);
         let end = address + data.len() as u64;
-        let Some(slot) = slots.iter_mut().flatten().find(|s| address >= s.address && end <= s.address + s.len) else {
+        let shows = |s: &&mut FakeSlot| !s.readonly && address >= s.address && end <= s.address + s.len;
+        let Some(slot) = slots.iter_mut().flatten().find(shows) else {
             return false;
         };
         let at = address - slot.address;
@@ -129,14 +131,33 @@ impl FakeSlots {
         true
     }
 
+    /// Reads where a slot shows memory; false where none does and a guest's access would exit.
+    pub fn read(&self, address: u64, data: &mut [u8]) -> bool {
+        let slots = lock(&self.slots);
+        let end = address + data.len() as u64;
+        let Some(slot) = slots.iter().flatten().find(|s| address >= s.address && end <= s.address + s.len) else {
+            return false;
+        };
+        let at = (slot.offset + address - slot.address) as usize;
+        slot.region.slice(at, data.len()).expect("a slot inside its region").copy_to(data);
+        true
+    }
+
     /// Where memory is shown now: address and length of each slot.
     pub fn shown(&self) -> Vec<(u64, u64)> {
         lock(&self.slots).iter().flatten().map(|s| (s.address, s.len)).collect()
     }
 }
 
-impl MemorySlots for FakeSlots {
-    fn map(&self, address: u64, region: &Arc<SharedRegion>, offset: u64, len: u64) -> io::Result<SlotId> {
+impl FakeSlots {
+    fn add(
+        &self,
+        address: u64,
+        region: &Arc<SharedRegion>,
+        offset: u64,
+        len: u64,
+        readonly: bool,
+    ) -> io::Result<SlotId> {
         assert!(address.is_multiple_of(PAGE) && offset.is_multiple_of(PAGE) && len.is_multiple_of(PAGE) && len > 0);
         assert!(offset + len <= region.len() as u64, "a slot beyond its region");
         let mut slots = lock(&self.slots);
@@ -145,8 +166,18 @@ impl MemorySlots for FakeSlots {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         let dirty = vec![0; (len / PAGE).div_ceil(64) as usize];
-        slots.push(Some(FakeSlot { address, region: region.clone(), offset, len, dirty }));
+        slots.push(Some(FakeSlot { address, region: region.clone(), offset, len, readonly, dirty }));
         Ok(SlotId(slots.len() as u32 - 1))
+    }
+}
+
+impl MemorySlots for FakeSlots {
+    fn map(&self, address: u64, region: &Arc<SharedRegion>, offset: u64, len: u64) -> io::Result<SlotId> {
+        self.add(address, region, offset, len, false)
+    }
+
+    fn map_readonly(&self, address: u64, region: &Arc<SharedRegion>, offset: u64, len: u64) -> io::Result<SlotId> {
+        self.add(address, region, offset, len, true)
     }
 
     fn unmap(&self, slot: SlotId) -> io::Result<()> {

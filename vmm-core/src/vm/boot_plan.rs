@@ -1,13 +1,14 @@
 //! What is done at every power-on and reset so that CPU 0 finds something to run.
 
-use std::io;
 use std::sync::Arc;
 
 use super::BuildError;
+use crate::backend::nvram::Nvram;
 use crate::base::{GuestAddress, GuestMemory};
 use crate::boot::acpi::{self, AcpiConfig, AcpiFiles};
 use crate::boot::bios::Bios;
 use crate::boot::linux::{Entry, Kernel};
+use crate::boot::uefi::Uefi;
 use crate::boot::{BootError, layout};
 use crate::config::{Boot, VmConfig};
 use crate::devices::chipset::HostBridge;
@@ -26,15 +27,22 @@ const PMBASE: usize = 0x40;
 const ACPI_CNTL: usize = 0x44;
 const PIRQ_ROUTES: [usize; 2] = [0x60, 0x68];
 
+/// How long UEFI waits for the key that opens its menu, ms.
+const MENU_WAIT: u16 = 5000;
+
 /// See the module.
 pub(super) struct BootPlan {
     source: Source,
     acpi: AcpiConfig,
+    /// UEFI's variables and their place, until the chip that holds them is made.
+    variables: Option<(u64, Nvram)>,
 }
 
 enum Source {
     /// Firmware finds its own way.
     Bios(Bios),
+    /// The same; `menu`: it waits for a key.
+    Uefi { menu: bool },
     /// The monitor places a kernel, and does what firmware would have done to the devices.
     Kernel(Kernel),
 }
@@ -44,26 +52,36 @@ impl BootPlan {
     pub(super) fn new(config: &VmConfig, kvm: &KvmVm) -> Result<BootPlan, BuildError> {
         let low_top = kvm.memory().low_top() as u32;
         let acpi = AcpiConfig { cpus: config.cpus, low_top, ecam: layout::ECAM as u32 };
+        let mut variables = None;
         let source = match &config.boot {
             Boot::Bios => {
                 let bios = Bios::find()?;
-                let no_memory = |source: io::Error| BuildError::Host {
-                    what: "could not allocate the firmware's memory".into(),
-                    source: source.into(),
-                };
-                let rom = SharedRegion::new(bios.system.len()).map_err(no_memory)?;
-                if let Some(slice) = rom.slice(0, bios.system.len()) {
-                    slice.copy_from(&bios.system);
-                }
-                kvm.map_rom((4 << 30) - bios.system.len() as u64, &rom)?;
+                show(kvm, &bios.system)?;
                 Source::Bios(bios)
+            }
+            Boot::Uefi { variables: path, secure_boot, menu } => {
+                let images = Uefi::find(*secure_boot)?.read()?;
+                let code = show(kvm, &images.code)?;
+                let nvram = match path {
+                    Some(path) => Nvram::open(path, &images.variables)
+                        .map_err(|source| host("could not open the firmware's variables", source)),
+                    None => Nvram::volatile(&images.variables)
+                        .map_err(|source| host("could not allocate the firmware's memory", source)),
+                };
+                variables = Some((code - images.variables.len() as u64, nvram?));
+                Source::Uefi { menu: *menu }
             }
             Boot::Kernel { kernel, initrd, cmdline } => {
                 let kernel = Kernel { kernel: kernel.clone(), initrd: initrd.clone(), cmdline: cmdline.clone() };
                 Source::Kernel(kernel)
             }
         };
-        Ok(BootPlan { source, acpi })
+        Ok(BootPlan { source, acpi, variables })
+    }
+
+    /// What the chip that holds UEFI's variables is made of: its address and its contents. Once.
+    pub(super) fn take_variables(&mut self) -> Option<(u64, Nvram)> {
+        self.variables.take()
     }
 
     /// What firmware is told. The tables are made when it asks for them, for they name what it has set by then.
@@ -79,7 +97,11 @@ impl BootPlan {
         items.item(key::MAX_CPUS, cpus.to_vec());
         items.item(key::RAM_SIZE, memory.size().to_le_bytes().to_vec());
         items.item(key::NUMA, vec![0; 8]);
-        items.item(key::BOOT_MENU, vec![0; 2]);
+        let menu = matches!(self.source, Source::Uefi { menu: true });
+        items.item(key::BOOT_MENU, u16::from(menu).to_le_bytes().to_vec());
+        if menu {
+            items.file("etc/boot-menu-wait", MENU_WAIT.to_le_bytes().to_vec())?;
+        }
         items.item(key::IRQ0_OVERRIDE, 1u32.to_le_bytes().to_vec());
         items.file("etc/e820", layout::encode(&layout::firmware_map(memory)))?;
         if !order.is_empty() {
@@ -112,6 +134,11 @@ impl BootPlan {
                 memory.write(GuestAddress(layout::BIOS_SHADOW), bios.shadow()).map_err(no_room)?;
                 Ok(None)
             }
+            Source::Uefi { .. } => {
+                let no_room = |_| BootError::NoRoom { what: "UEFI", memory_mib: memory.size() >> 20 };
+                memory.fill(GuestAddress(0xc_0000), 0x4_0000, 0).map_err(no_room)?;
+                Ok(None)
+            }
             Source::Kernel(kernel) => {
                 program_chipset(root);
                 assign_bars(root);
@@ -119,6 +146,22 @@ impl BootPlan {
             }
         }
     }
+}
+
+fn host(what: &str, source: impl std::error::Error + Send + Sync + 'static) -> BuildError {
+    BuildError::Host { what: what.into(), source: source.into() }
+}
+
+/// Shows firmware to the guest, its end at 4 GiB; returns its start.
+fn show(kvm: &KvmVm, firmware: &[u8]) -> Result<u64, BuildError> {
+    let rom = SharedRegion::new(firmware.len());
+    let rom = rom.map_err(|source| host("could not allocate the firmware's memory", source))?;
+    if let Some(slice) = rom.slice(0, firmware.len()) {
+        slice.copy_from(firmware);
+    }
+    let start = (4 << 30) - firmware.len() as u64;
+    kvm.map_rom(start, &rom)?;
+    Ok(start)
 }
 
 /// Sets the chipset's registers as firmware does.

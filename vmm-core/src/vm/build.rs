@@ -20,7 +20,7 @@ use crate::config::{Cache, DiskBus, VmConfig};
 use crate::devices::ahci::{Ahci, AhciParts, Drive};
 use crate::devices::chipset::{HostBridge, Lpc, Pirq};
 use crate::devices::legacy::{
-    CmosSizes, DebugCon, FwCfg, HostClock, I8042, I8042_PORTS, PmBlock, Port92, ResetControl, Rtc, Serial,
+    CmosSizes, DebugCon, FwCfg, HostClock, I8042, I8042_PORTS, Pflash, PmBlock, Port92, ResetControl, Rtc, Serial,
 };
 use crate::devices::nvme::{self, Nvme, NvmeParts};
 use crate::devices::vga::Vga;
@@ -102,7 +102,7 @@ impl Machine {
         let port_92 = Arc::new(Port92::default());
         let bridge = Arc::new(HostBridge::new(buses.memory.clone(), root.ecam()));
         let lpc = Arc::new(Lpc::new(buses.ports.clone(), power.clone(), pirq.clone()));
-        let boot = BootPlan::new(config, &kvm)?;
+        let mut boot = BootPlan::new(config, &kvm)?;
         let items = boot.firmware_items(&memory, &boot_order(config), &bridge);
         let items =
             items.map_err(|e| BuildError::Host { what: "could not describe the machine".into(), source: e.into() })?;
@@ -124,6 +124,13 @@ impl Machine {
         root.add(PciAddress::new(slot::CHIPSET, 0), lpc.clone());
         let chipset: [Arc<dyn Component>; 9] = [bridge, lpc, power.clone(), rtc, serial, i8042, reset, port_92, fw_cfg];
         maker.components.extend(chipset);
+        if let Some((address, variables)) = boot.take_variables() {
+            let flash = Pflash::new(address, variables, kvm.clone(), io, maker.problems.clone());
+            let flash = Arc::new(host("could not show the firmware's variables", flash)?);
+            let free = buses.memory.insert(address, flash.size(), flash.clone());
+            debug_assert!(free);
+            maker.components.push(flash);
+        }
 
         // The devices behind PCI.
         let preferred = Mode { width: config.display.width, height: config.display.height };

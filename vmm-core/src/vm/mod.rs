@@ -15,7 +15,7 @@ pub use lifecycle::Lifecycle;
 use crate::backend::chardev::CharPort;
 use crate::backend::display::DisplaySink;
 use crate::backend::input::InputPort;
-use crate::boot::BootError;
+pub use crate::boot::BootError;
 use crate::config::{ConfigError, VmConfig};
 use crate::kvm::KvmError;
 
@@ -121,6 +121,12 @@ pub enum BuildError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct CommandError(pub String);
+
+/// What the UEFI firmware calls itself that a machine would start with here; with `secure_boot`, one that enforces Secure
+/// Boot. Reads files.
+pub fn uefi_firmware(secure_boot: bool) -> Result<String, BootError> {
+    Ok(crate::boot::uefi::Uefi::find(secure_boot)?.description)
+}
 
 /// A machine in this process.
 pub struct Vm;

@@ -13,6 +13,7 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>) {
     let closed = modal(ui, "dialog", size::DIALOG, |ui| match dialog {
         Dialog::Rename(name, typed) => rename(ui, view, &name, typed),
         Dialog::Confirm(name, verb) => confirm(ui, view, &name, verb),
+        Dialog::ResetVariables(name) => reset_variables(ui, view, &name),
         Dialog::Keys => keys(ui, view),
         Dialog::About => about(ui, view),
     });
@@ -118,6 +119,25 @@ fn confirm(ui: &mut Ui, view: &mut View<'_>, name: &str, verb: Power) {
         }
         if ui.tool_button(Tone::Error, sign, label, None).clicked() {
             view.ask(Action::Confirm(name.to_string(), verb));
+        }
+    });
+}
+
+fn reset_variables(ui: &mut Ui, view: &mut View<'_>, name: &str) {
+    ui.section(&format!("Reset the UEFI variables of {name}?"));
+    ui.muted(
+        "Boot entries, enrolled keys and the firmware's settings are forgotten, and its next start makes new ones. What is \
+         on its disks stays. A system that is found only through its boot entry has to be chosen in the firmware's menu.",
+    );
+    ui.add_space(size::GAP);
+    ui.horizontal_wrapped(|ui| {
+        let cancel = ui.tool_button(Tone::Info, "", "Cancel", None);
+        first_focus(ui, &cancel);
+        if cancel.clicked() {
+            view.ask(Action::Leave);
+        }
+        if ui.tool_button(Tone::Error, icon::RESET, "Reset variables", None).clicked() {
+            view.ask(Action::ResetVariables(name.to_string()));
         }
     });
 }

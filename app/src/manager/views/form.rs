@@ -6,8 +6,8 @@ use egui::{Id, Ui, WidgetInfo, WidgetType};
 use vmm_core::config::{Boot, ConfigError, DiskBus, DisplayConfig, NetConfig};
 
 use super::View;
-use crate::library::HostLimits;
 use crate::library::size::{human, parse};
+use crate::library::{Firmware, HostLimits};
 use crate::manager::action::{Action, Purpose};
 use crate::theme::{Amount, Note, Tone, UiExt, icon, size, text_edit};
 
@@ -210,17 +210,27 @@ pub fn display(ui: &mut Ui, display: &mut DisplayConfig, errors: &[ConfigError])
     });
 }
 
-/// What the machine starts: its own disks and CDs, or a kernel.
-pub fn boot(ui: &mut Ui, view: &mut View<'_>, boot: &mut Boot, errors: &[ConfigError]) {
-    ui.field_row("Starts from", Note::NONE, |ui, _| {
-        let bios = matches!(boot, Boot::Bios);
-        if ui.radio(bios, "BIOS: CD, then disks").clicked() && !bios {
-            *boot = Boot::Bios;
+/// What the machine starts with: firmware, or a kernel without it. `hint` says why, where that needs saying.
+pub fn boot(ui: &mut Ui, view: &mut View<'_>, boot: &mut Boot, hint: &str, errors: &[ConfigError]) {
+    let now = Firmware::of(boot);
+    let note = Note::hint(hint).or_error(error_of(errors, "boot").filter(|_| now.is_some()));
+    ui.field_row("Starts with", note, |ui, _| {
+        for firmware in Firmware::ALL {
+            let chosen = now == Some(firmware);
+            if ui.radio(chosen, firmware.label()).clicked() && !chosen {
+                *boot = with_firmware(firmware, boot);
+            }
         }
-        if ui.radio(!bios, "Kernel").on_hover_text("A Linux kernel, loaded without firmware").clicked() && bios {
+        let kernel = ui.radio(now.is_none(), "Kernel").on_hover_text("A Linux kernel, loaded without firmware");
+        if kernel.clicked() && now.is_some() {
             *boot = Boot::Kernel { kernel: PathBuf::new(), initrd: None, cmdline: String::new() };
         }
     });
+    if let Boot::Uefi { menu, .. } = boot {
+        ui.field_row("", Note::NONE, |ui, _| {
+            ui.checkbox(menu, "Wait five seconds for Esc, which opens the firmware's menu");
+        });
+    }
     let Boot::Kernel { kernel, initrd, cmdline } = boot else { return };
     let note = Note::NONE.or_error(error_of(errors, "boot.kernel"));
     ui.field_row("Kernel", note, |ui, label| {
@@ -235,6 +245,20 @@ pub fn boot(ui: &mut Ui, view: &mut View<'_>, boot: &mut Boot, errors: &[ConfigE
     ui.field_row("Command line", Note::NONE.or_error(error_of(errors, "boot.cmdline")), |ui, label| {
         text_field(ui, label, "Kernel command line", cmdline, "console=ttyS0", 0.0);
     });
+}
+
+/// Another firmware, with what both have in common.
+fn with_firmware(firmware: Firmware, old: &Boot) -> Boot {
+    let mut new = firmware.boot();
+    if let (
+        Boot::Uefi { variables, menu, secure_boot: _ },
+        Boot::Uefi { variables: old_variables, menu: old_menu, secure_boot: _ },
+    ) = (&mut new, old)
+    {
+        variables.clone_from(old_variables);
+        *menu = *old_menu;
+    }
+    new
 }
 
 /// A CD-ROM drive: what is in it, and ways to change that. The answer is the new medium.

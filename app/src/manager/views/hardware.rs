@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use egui::{Frame, Margin, Panel, Ui, WidgetInfo, WidgetType};
-use vmm_core::config::{CdromConfig, ConfigError, MAX_CDROMS, MAX_DISKS, VmConfig};
+use vmm_core::config::{Boot, CdromConfig, ConfigError, MAX_CDROMS, MAX_DISKS, VmConfig};
 
 use super::{View, form, notices, shell};
 use crate::manager::action::{Action, Purpose};
@@ -70,11 +70,25 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>, machine: &Machine) {
             });
             ui.card(|ui| {
                 ui.section("Start");
-                form::boot(ui, view, &mut edit.config.boot, &errors);
+                start(ui, view, machine, &mut edit, &errors);
             });
         });
     });
     view.state.edit = Some(edit);
+}
+
+fn start(ui: &mut Ui, view: &mut View<'_>, machine: &Machine, edit: &mut Edit, errors: &[ConfigError]) {
+    let secure = |config: &VmConfig| matches!(config.boot, Boot::Uefi { secure_boot: true, .. });
+    let changed = matches!(edit.kept.boot, Boot::Uefi { .. }) && secure(&edit.config) != secure(&edit.kept);
+    let hint = if changed { "Takes effect with new UEFI variables: save, then reset them" } else { "" };
+    form::boot(ui, view, &mut edit.config.boot, hint, errors);
+    if let Boot::Uefi { variables: Some(_), .. } = &edit.kept.boot {
+        ui.field_row("UEFI variables", Note::hint("Boot entries, keys and the firmware's own settings"), |ui, _| {
+            if ui.tool_button(Tone::Info, icon::RESET, "Reset variables…", None).clicked() {
+                view.ask(Action::AskResetVariables(machine.name.clone()));
+            }
+        });
+    }
 }
 
 fn disks(ui: &mut Ui, view: &mut View<'_>, config: &mut VmConfig, errors: &[ConfigError]) {

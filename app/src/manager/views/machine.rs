@@ -191,6 +191,8 @@ fn facts(ui: &mut Ui, machine: &Machine, config: &VmConfig) {
     ui.fact("Memory", &human(config.memory_mib << 20));
     let boot = match &config.boot {
         Boot::Bios => "BIOS: CD, then disks".to_string(),
+        Boot::Uefi { secure_boot: false, .. } => "UEFI".to_string(),
+        Boot::Uefi { secure_boot: true, .. } => "UEFI with Secure Boot".to_string(),
         Boot::Kernel { kernel, .. } => format!("Kernel {}", file_name(kernel)),
     };
     ui.fact("Starts from", &boot);

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use egui::{Frame, Id, Margin, Panel, Ui, WidgetInfo, WidgetType};
-use vmm_core::config::{Boot, ConfigError, MAX_CDROMS, MAX_DISKS};
+use vmm_core::config::{ConfigError, MAX_CDROMS, MAX_DISKS};
 
 use super::{View, form, machine::file_name, notices, shell};
-use crate::library::{HostLimits, NewDisk};
+use crate::library::{Firmware, HostLimits, NewDisk};
 use crate::manager::action::{Action, Purpose};
 use crate::manager::state::Draft;
 use crate::theme::{Note, Tone, UiExt, icon, size};
@@ -189,10 +189,11 @@ fn advanced(ui: &mut Ui, view: &mut View<'_>, draft: &mut Draft, errors: &[Confi
     });
     form::nets(ui, &mut draft.new.nets, errors);
     form::display(ui, &mut draft.new.display, errors);
-    form::boot(ui, view, &mut draft.new.boot, errors);
-    if matches!(draft.new.boot, Boot::Bios) {
-        ui.field_row("Firmware", Note::hint("Systems that start on UEFI only can't be run yet"), |ui, _| {
-            ui.label("SeaBIOS");
-        });
-    }
+    let medium = match &draft.source {
+        Some((_, Some(Ok(medium)))) => Some(&medium.kind),
+        _ => None,
+    };
+    let firmware = Firmware::of(&draft.new.boot);
+    let remark = firmware.zip(view.model.host).and_then(|(firmware, host)| firmware.remark(medium, host.uefi));
+    form::boot(ui, view, &mut draft.new.boot, remark.unwrap_or_default(), errors);
 }

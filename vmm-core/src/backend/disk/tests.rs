@@ -67,7 +67,7 @@ fn what_was_written_is_read_back_whatever_the_buffers_alignment() {
         let bytes = fill(&memory, 1);
         let size = 300 * 512;
         for from in [&[(0x1000, size)][..], &[(0x1003, size)], &[(0x1001, 511), (0x3000, size - 512), (0x2000, 1)]] {
-            let mut written = Vec::new();
+            let mut written: Vec<u8> = Vec::new();
             for &(at, len) in from {
                 written.extend(&bytes[at as usize..at as usize + len]);
             }
