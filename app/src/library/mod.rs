@@ -155,6 +155,16 @@ pub struct NewMachine {
     pub nets: Vec<NetConfig>,
     /// Its screen.
     pub display: DisplayConfig,
+    /// Whether it has a TPM 2.0.
+    pub tpm: bool,
+}
+
+/// Whether a new machine that starts this way has a TPM unless it is told otherwise. What a BIOS or a kernel of one's own
+/// starts hardly ever asks for one.
+pub fn default_tpm(boot: &Boot) -> bool {
+    match boot {
+        Boot::Bios | Boot::Kernel { .. } => false,
+    }
 }
 
 impl NewMachine {
@@ -169,6 +179,7 @@ impl NewMachine {
             cdroms: vec![None],
             nets: Vec::new(),
             display: DisplayConfig::default(),
+            tpm: default_tpm(&Boot::Bios),
         }
     }
 
@@ -214,6 +225,7 @@ impl NewMachine {
             cdroms: self.cdroms.iter().map(|path| CdromConfig { path: path.clone() }).collect(),
             nets: self.nets.clone(),
             display: self.display,
+            tpm: self.tpm,
         }
     }
 

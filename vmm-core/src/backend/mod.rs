@@ -7,3 +7,4 @@ pub mod edid;
 pub mod input;
 pub mod monitor;
 pub mod net;
+pub mod tpm;

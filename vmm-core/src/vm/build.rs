@@ -14,6 +14,7 @@ use crate::backend::disk::{Medium, OpenOptions, RawDisk};
 use crate::backend::display::Mode;
 use crate::backend::monitor::Monitor;
 use crate::backend::net::Tap;
+use crate::backend::tpm::TpmBackend;
 use crate::base::{Component, Executor, GuestMemory, WorkerThread};
 use crate::boot::linux::Entry;
 use crate::config::{Cache, VmConfig};
@@ -22,6 +23,7 @@ use crate::devices::chipset::{HostBridge, Lpc, Pirq};
 use crate::devices::legacy::{
     CmosSizes, DebugCon, FwCfg, HostClock, I8042, I8042_PORTS, PmBlock, Port92, ResetControl, Rtc, Serial,
 };
+use crate::devices::tpm_crb::{self, TpmCrb};
 use crate::devices::vga::Vga;
 use crate::devices::virtio_blk::Blk;
 use crate::devices::virtio_console::Console;
@@ -118,6 +120,14 @@ impl Machine {
         root.add(PciAddress::new(slot::CHIPSET, 0), lpc.clone());
         let chipset: [Arc<dyn Component>; 9] = [bridge, lpc, power.clone(), rtc, serial, i8042, reset, port_92, fw_cfg];
         maker.components.extend(chipset);
+        if config.tpm {
+            let cause = "whoever builds it must start one and connect it";
+            let tpm = ports.tpm.ok_or_else(|| BuildError::Host {
+                what: "the machine is to have a TPM, and none was given to it".into(),
+                source: cause.into(),
+            })?;
+            maker.tpm(tpm, &buses)?;
+        }
 
         // The devices behind PCI.
         let preferred = Mode { width: config.display.width, height: config.display.height };
@@ -244,6 +254,15 @@ impl Maker<'_> {
         };
         let function = host("could not create a device", VirtioPci::new(device, parts))?;
         self.pci(PciAddress::new(slot, 0), function);
+        Ok(())
+    }
+
+    /// The TPM, on a thread of its own: it is slow.
+    fn tpm(&mut self, backend: Box<dyn TpmBackend>, buses: &Buses) -> Result<(), BuildError> {
+        let device = Arc::new(TpmCrb::new(backend, self.worker("tpm")?, self.problems.clone()));
+        let free = buses.memory.insert(tpm_crb::ADDRESS, tpm_crb::LEN, device.clone());
+        debug_assert!(free);
+        self.components.push(device);
         Ok(())
     }
 

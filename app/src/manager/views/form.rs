@@ -196,6 +196,14 @@ pub fn display(ui: &mut Ui, display: &mut DisplayConfig, errors: &[ConfigError])
     });
 }
 
+/// The TPM.
+pub fn tpm(ui: &mut Ui, tpm: &mut bool) {
+    let note = Note::hint("Keeps keys for the guest, as Windows 11 and measured boot want it. Needs the program swtpm");
+    ui.field_row("Security", note, |ui, _| {
+        ui.checkbox(tpm, "TPM 2.0");
+    });
+}
+
 /// What the machine starts: its own disks and CDs, or a kernel.
 pub fn boot(ui: &mut Ui, view: &mut View<'_>, boot: &mut Boot, errors: &[ConfigError]) {
     ui.field_row("Starts from", Note::NONE, |ui, _| {

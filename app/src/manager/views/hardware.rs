@@ -71,6 +71,7 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>, machine: &Machine) {
             ui.card(|ui| {
                 ui.section("Start");
                 form::boot(ui, view, &mut edit.config.boot, &errors);
+                form::tpm(ui, &mut edit.config.tpm);
             });
         });
     });

@@ -187,6 +187,7 @@ fn advanced(ui: &mut Ui, view: &mut View<'_>, draft: &mut Draft, errors: &[Confi
     form::nets(ui, &mut draft.new.nets, errors);
     form::display(ui, &mut draft.new.display, errors);
     form::boot(ui, view, &mut draft.new.boot, errors);
+    form::tpm(ui, &mut draft.new.tpm);
     if matches!(draft.new.boot, Boot::Bios) {
         ui.field_row("Firmware", Note::hint("Systems that start on UEFI only can't be run yet"), |ui, _| {
             ui.label("SeaBIOS");

@@ -11,4 +11,5 @@ pub mod io_apic;
 pub mod lapic;
 pub mod pci;
 pub mod serial;
+pub mod tpm;
 pub mod virtio;

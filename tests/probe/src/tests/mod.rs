@@ -11,6 +11,7 @@ mod legacy;
 mod net;
 mod rng;
 mod timers;
+mod tpm;
 
 use crate::machine::Machine;
 use crate::report::{Failure, Outcome, Summary};
@@ -46,6 +47,7 @@ const TESTS: &[(&str, Test)] = &[
     ("gpu", gpu::test),
     ("cdrom", ahci::cdrom),
     ("disk", ahci::disk),
+    ("tpm", tpm::test),
     ("input-echo", input::echo),
     ("ps2-echo", input::ps2_echo),
 ];
