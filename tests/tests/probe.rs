@@ -177,6 +177,40 @@ fn a_pattern_is_in_the_file(name: &str, bus: &str, kind: &str) -> Result<()> {
     expect_ok(&bench.probe(&format!("test={test} {kind}verify={SEED}"), &flags)?, &[&test])
 }
 
+#[test]
+fn the_tpm_answers_and_has_power_anew_in_every_machine() -> Result<()> {
+    let Some(bench) = Bench::new("the_tpm_answers_and_has_power_anew_in_every_machine")? else { return Ok(()) };
+    let flags = ["--tpm", "--cpus", "1", "--memory", "64"];
+    let text = bench.probe("test=acpi,tpm", &flags)?;
+    expect_ok(&text, &["acpi", "tpm"])?;
+    let result = results(&text)["tpm"];
+    ensure!(result == "ok made by IBM, started by the probe, PCR 0 00000000…", "{text}");
+    // What it needed of the host is gone with it.
+    let left: Vec<_> = fs::read_dir(bench.path("run").join("orangery"))?.collect();
+    ensure!(left.is_empty(), "{left:?}");
+    let text = bench.probe("test=tpm", &["--cpus", "1", "--memory", "64"])?;
+    ensure!(results(&text)["tpm"] == "absent", "{text}");
+    Ok(())
+}
+
+#[test]
+fn the_bios_measures_what_it_starts_into_the_tpm() -> Result<()> {
+    let Some(bench) = Bench::new("the_bios_measures_what_it_starts_into_the_tpm")? else { return Ok(()) };
+    let disk = bench.path("probe.img");
+    let mut image = orangery_assets::PROBE_DISK.to_vec();
+    // The words are the second sector.
+    let words = b"test=tpm\0";
+    image[512..512 + words.len()].copy_from_slice(words);
+    fs::write(&disk, image)?;
+    let output = bench.boot(&["--tpm", "--cpus", "1", "--memory", "64", "--disk", disk.to_str().context("a path")?])?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    expect_ok(&text, &["tpm"])?;
+    let result = results(&text)["tpm"];
+    ensure!(result.contains("started by firmware"), "{result}");
+    ensure!(!result.contains("PCR 0 00000000"), "nothing was measured: {result}");
+    Ok(())
+}
+
 /// A tap interface that goes away with the test.
 struct Tap {
     name: String,

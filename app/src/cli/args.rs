@@ -273,6 +273,9 @@ pub struct MachineArgs {
     /// A network card on an existing tap interface (repeatable), or none
     #[arg(long, value_name = "none|tap=IFNAME", value_parser = net)]
     pub net: Vec<Net>,
+    /// A TPM 2.0: swtpm in a process of its own
+    #[arg(long)]
+    pub tpm: bool,
 }
 
 /// An existing disk as the command line has it.

@@ -279,6 +279,9 @@ pub fn words(shown: &Shown<'_>) -> String {
     for (i, net) in shown.config.nets.iter().enumerate() {
         row(&format!("Network {i}"), format!("tap {}", net.tap));
     }
+    if shown.config.tpm {
+        row("TPM", "2.0".into());
+    }
     row("Created", shown.created.to_string());
     row("Id", shown.id.into());
     row("Folder", shown.folder.display().to_string());

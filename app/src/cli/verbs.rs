@@ -182,6 +182,7 @@ fn create(out: Out, name: String, args: &MachineArgs) -> Result<(), CliError> {
         new.cdroms = args.cdrom.iter().cloned().map(Some).collect();
     }
     new.nets = nets(args)?;
+    new.tpm = args.tpm || library::default_tpm(&new.boot);
     let machine = library.create(&new)?;
     let (name, folder) = (library::quoted(&machine.name), machine.folder().display());
     out.machine(&machine, &format!("Made {:?} in {folder}\nStart it with: orangery run {name}", machine.name));
@@ -207,6 +208,7 @@ fn boot(args: &MachineArgs) -> Result<(), CliError> {
         cdroms: args.cdrom.iter().map(|path| CdromConfig { path: Some(path.clone()) }).collect(),
         nets: nets(args)?,
         display: DisplayConfig::default(),
+        tpm: args.tpm,
     };
     let first = args.cdrom.first().or(args.kernel.as_ref());
     let file = first.and_then(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned());

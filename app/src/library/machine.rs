@@ -42,6 +42,8 @@ struct MachineFile {
     created: Timestamp,
     cpus: u32,
     memory_mib: u64,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    tpm: bool,
     #[serde(default)]
     boot: Boot,
     #[serde(default)]
@@ -63,6 +65,11 @@ impl Machine {
     /// The folder of its logs.
     pub fn logs(&self) -> PathBuf {
         self.folder.join("logs")
+    }
+
+    /// The folder of its TPM's state.
+    pub fn tpm(&self) -> PathBuf {
+        self.folder.join("tpm")
     }
 
     /// A path of [`Machine::config`] as the host knows it.
@@ -131,8 +138,9 @@ impl Machine {
         let path = folder.join(FILE);
         let text = read_bounded(&path)?;
         let file = parse(&path, &text)?;
-        let MachineFile { schema: _, id, name, created, cpus, memory_mib, boot, display, disks, cdroms, nets } = file;
-        let config = VmConfig { cpus, memory_mib, boot, disks, cdroms, nets, display };
+        let MachineFile { schema: _, id, name, created, cpus, memory_mib, tpm, boot, display, disks, cdroms, nets } =
+            file;
+        let config = VmConfig { cpus, memory_mib, boot, disks, cdroms, nets, display, tpm };
         let broken = |field: &str, problem: String| LibraryError::Broken {
             file: path.clone(),
             line: line_of(&text, field),
@@ -155,9 +163,21 @@ impl Machine {
     /// Writes the machine's file, whole.
     pub(super) fn write(&self) -> Result<(), LibraryError> {
         let Machine { id, name, created, config, folder } = self.clone();
-        let VmConfig { cpus, memory_mib, boot, disks, cdroms, nets, display } = config;
-        let file =
-            MachineFile { schema: SCHEMA, id, name, created, cpus, memory_mib, boot, display, disks, cdroms, nets };
+        let VmConfig { cpus, memory_mib, boot, disks, cdroms, nets, display, tpm } = config;
+        let file = MachineFile {
+            schema: SCHEMA,
+            id,
+            name,
+            created,
+            cpus,
+            memory_mib,
+            tpm,
+            boot,
+            display,
+            disks,
+            cdroms,
+            nets,
+        };
         let path = folder.join(FILE);
         let write = LibraryError::io("write", &path);
         match toml::to_string(&file) {

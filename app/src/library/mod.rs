@@ -200,16 +200,29 @@ pub struct NewMachine {
     pub nets: Vec<NetConfig>,
     /// Its screen.
     pub display: DisplayConfig,
+    /// Whether it has a TPM 2.0.
+    pub tpm: bool,
+}
+
+/// Whether a new machine that starts this way has a TPM unless it is told otherwise: who asks for Secure Boot most likely
+/// wants what Windows 11 wants, as far as this computer has it.
+pub fn default_tpm(boot: &Boot) -> bool {
+    match boot {
+        Boot::Uefi { secure_boot: true, .. } => preflight::has_swtpm(),
+        Boot::Bios | Boot::Uefi { .. } | Boot::Kernel { .. } => false,
+    }
 }
 
 impl NewMachine {
     /// A machine with this host's defaults, a CD-ROM drive and no disk.
     pub fn with_defaults(name: impl Into<String>, limits: &HostLimits) -> NewMachine {
+        let boot = Firmware::choose(None, limits.uefi).boot();
         NewMachine {
             name: name.into(),
             cpus: limits.default_cpus(),
             memory_mib: limits.default_memory_mib(),
-            boot: Firmware::choose(None, limits.uefi).boot(),
+            tpm: default_tpm(&boot),
+            boot,
             disks: Vec::new(),
             cdroms: vec![None],
             nets: Vec::new(),
@@ -259,6 +272,7 @@ impl NewMachine {
             cdroms: self.cdroms.iter().map(|path| CdromConfig { path: path.clone() }).collect(),
             nets: self.nets.clone(),
             display: self.display,
+            tpm: self.tpm,
         }
     }
 

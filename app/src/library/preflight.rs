@@ -49,7 +49,13 @@ pub const FIRMWARE_VARIABLE: &str = "ORANGERY_FIRMWARE";
 /// Looks at everything a machine needs of this host; `library` is the library's folder. A few file system calls.
 pub fn preflight(library: &Path) -> Vec<Check> {
     let limits = HostLimits::read(library);
-    vec![kvm(Path::new("/dev/kvm")), firmware(&firmware_folders()), memory(&limits), space(&limits, library)]
+    vec![
+        kvm(Path::new("/dev/kvm")),
+        firmware(&firmware_folders()),
+        tpm(&program_folders()),
+        memory(&limits),
+        space(&limits, library),
+    ]
 }
 
 /// Whether nothing stands in the way of a start.
@@ -185,16 +191,61 @@ fn firmware(folders: &[PathBuf]) -> Check {
 
 /// The command that installs SeaBIOS with this host's package manager.
 fn install_command(programs: &Path) -> &'static str {
-    [
-        ("apt-get", "sudo apt-get install seabios"),
-        ("dnf", "sudo dnf install seabios-bin seavgabios-bin"),
-        ("zypper", "sudo zypper install qemu-seabios qemu-vgabios"),
-        ("pacman", "sudo pacman -S seabios"),
-        ("apk", "sudo apk add seabios"),
-    ]
-    .into_iter()
-    .find(|(program, _)| programs.join(program).exists())
-    .map_or("sudo apt-get install seabios", |(_, command)| command)
+    installer(
+        programs,
+        [
+            ("apt-get", "sudo apt-get install seabios"),
+            ("dnf", "sudo dnf install seabios-bin seavgabios-bin"),
+            ("zypper", "sudo zypper install qemu-seabios qemu-vgabios"),
+            ("pacman", "sudo pacman -S seabios"),
+            ("apk", "sudo apk add seabios"),
+        ],
+    )
+}
+
+/// The command of the package manager that is in `programs`; the first where none is.
+fn installer(programs: &Path, commands: [(&str, &'static str); 5]) -> &'static str {
+    let [(_, first), ..] = commands;
+    commands.into_iter().find(|(program, _)| programs.join(program).exists()).map_or(first, |(_, command)| command)
+}
+
+/// The command that installs swtpm with this host's package manager.
+pub fn install_swtpm() -> &'static str {
+    installer(
+        Path::new("/usr/bin"),
+        [
+            ("apt-get", "sudo apt-get install swtpm"),
+            ("dnf", "sudo dnf install swtpm"),
+            ("zypper", "sudo zypper install swtpm"),
+            ("pacman", "sudo pacman -S swtpm"),
+            ("apk", "sudo apk add swtpm"),
+        ],
+    )
+}
+
+/// Where programs are started from.
+fn program_folders() -> Vec<PathBuf> {
+    std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default()
+}
+
+/// Whether swtpm is installed.
+pub fn has_swtpm() -> bool {
+    holds_swtpm(&program_folders())
+}
+
+fn holds_swtpm(folders: &[PathBuf]) -> bool {
+    folders.iter().any(|folder| folder.join("swtpm").is_file())
+}
+
+/// swtpm, which only machines with a TPM need: no warning where it is missing.
+fn tpm(folders: &[PathBuf]) -> Check {
+    const WHAT: &str = "TPM (swtpm)";
+    let text = if holds_swtpm(folders) {
+        "swtpm is installed".to_string()
+    } else {
+        format!("swtpm is not installed; machines with a TPM need it: {}", install_swtpm())
+    };
+    Check { what: WHAT, outcome: Outcome::Good(text) }
 }
 
 fn memory(limits: &HostLimits) -> Check {
@@ -267,6 +318,19 @@ mod tests {
         assert!(cause.cause.contains(FIRMWARE[1]) && !cause.cause.contains(FIRMWARE[0]));
         std::fs::write(b.path().join(FIRMWARE[1]), "").unwrap();
         assert!(can_start(&[firmware(&folders)]));
+    }
+
+    #[test]
+    fn a_missing_swtpm_is_told_and_keeps_no_machine_from_starting() {
+        let dir = tempfile::tempdir().unwrap();
+        let folders = [dir.path().to_path_buf()];
+        let words = || match tpm(&folders).outcome {
+            Outcome::Good(text) => text,
+            other => panic!("{other:?}"),
+        };
+        assert!(words().contains("not installed") && words().contains("swtpm"));
+        std::fs::write(dir.path().join("swtpm"), "").unwrap();
+        assert_eq!(words(), "swtpm is installed");
     }
 
     #[test]

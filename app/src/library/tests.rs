@@ -16,6 +16,7 @@ fn plain(name: &str) -> NewMachine {
         cdroms: vec![],
         nets: vec![],
         display: DisplayConfig::default(),
+        tpm: false,
     }
 }
 
@@ -53,6 +54,7 @@ fn a_machine_is_read_as_it_was_made() {
         cdroms: vec![Some(iso.clone()), None],
         nets: vec![NetConfig { tap: "tap0".into(), mac: None }],
         display: DisplayConfig { width: 800, height: 600 },
+        tpm: true,
         ..plain("Debian 12 (“bookworm”)")
     };
     let made = library.create(&new).unwrap();

@@ -115,6 +115,7 @@ fn config() -> VmConfig {
         cdroms: vec![CdromConfig { path: Some("/isos/debian-12.iso".into()) }],
         nets: vec![],
         display: Default::default(),
+        tpm: false,
     }
 }
 

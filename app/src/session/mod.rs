@@ -11,6 +11,7 @@ mod run;
 mod signals;
 mod terminal;
 mod throwaway;
+mod tpm;
 #[cfg(feature = "gui")]
 mod window;
 
@@ -40,6 +41,7 @@ use crate::control::{Event, Power, Screenshot, State, Stream, keys, server};
 use crate::library::Timestamp;
 use hub::Hub;
 use log::Log;
+use tpm::TpmProcess;
 
 /// Events that wait for a slow listener before it is let go.
 const MAX_EVENTS: usize = 256;
@@ -50,6 +52,8 @@ pub struct Session {
     name: String,
     since: Timestamp,
     vm: VmHandle,
+    /// The process that is its TPM.
+    _tpm: Option<TpmProcess>,
     screen: Screen,
     keyboard: InputPort,
     pointer: InputPort,
@@ -60,6 +64,14 @@ pub struct Session {
     raise: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Typing of two clients is not mixed.
     typing: Mutex<()>,
+}
+
+/// Who a machine is.
+struct Identity {
+    id: String,
+    name: String,
+    /// Where its TPM keeps its state, if it has one; nowhere if nothing of the machine is kept.
+    tpm: Option<PathBuf>,
 }
 
 /// The host's ends of a machine's streams, until somebody takes them.
@@ -144,7 +156,7 @@ impl Session {
     /// Builds the machine and starts it. `wake` is called when there is something new on the screen, `events` with all
     /// that the machine tells, both from its threads.
     fn start(
-        identity: (String, String),
+        identity: Identity,
         config: &VmConfig,
         log: Option<Log>,
         wake: impl Fn() + Send + Sync + 'static,
@@ -172,6 +184,14 @@ impl Session {
         let (serial, serial_host) = CharPort::pair().map_err(host)?;
         let (console, console_host) = CharPort::pair().map_err(host)?;
         let (debug, debug_host) = CharPort::pair().map_err(host)?;
+        let Identity { id, name, tpm } = identity;
+        let (tpm_process, tpm) = match config.tpm.then(|| TpmProcess::start(tpm.as_deref())).transpose() {
+            Ok(started) => started.unzip(),
+            Err(source) => {
+                let what = "could not start the machine's TPM".into();
+                return Err(BuildError::Host { what, source: source.into() });
+            }
+        };
         let ports = Ports {
             display: screen.sink(),
             keyboard: keyboard.clone(),
@@ -179,18 +199,19 @@ impl Session {
             serial,
             console,
             debug,
+            tpm,
         };
         let told = news.clone();
         let vm = Vm::start(config, ports, move |event| {
             told.tell(&event);
             events(&event);
         })?;
-        let (id, name) = identity;
         let session = Session {
             id,
             name,
             since: Timestamp::now(),
             vm,
+            _tpm: tpm_process,
             screen,
             keyboard,
             pointer,

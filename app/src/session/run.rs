@@ -9,7 +9,7 @@ use vmm_core::vm::{BuildError, VmCommand};
 use super::hub::{Hub, Line};
 use super::log::Log;
 use super::signals::Signals;
-use super::{Session, Streams, launch::Announcement};
+use super::{Identity, Session, Streams, launch::Announcement};
 use crate::control::server::Server;
 use crate::library::{Library, LibraryError, Machine};
 
@@ -126,6 +126,10 @@ fn serve(
     Ok(Service { session, _server: server })
 }
 
+fn identity(machine: &Machine) -> Identity {
+    Identity { id: machine.id.clone(), name: machine.name.clone(), tpm: Some(machine.tpm()) }
+}
+
 fn build_error(machine: &Machine) -> impl FnOnce(BuildError) -> RunError {
     let name = machine.name.clone();
     move |source| RunError::Build { name, source }
@@ -138,7 +142,7 @@ fn without_window(
     announce: impl FnOnce(&Announcement),
 ) -> Result<(), RunError> {
     let log = Log::start(machine.logs().join("orangery.log")).ok();
-    let identity = (machine.id.clone(), machine.name.clone());
+    let identity = identity(machine);
     let (session, streams) =
         Session::start(identity, &machine.resolved(), log, || (), |_| ()).map_err(build_error(machine))?;
     let service = match serve(machine, session.clone(), streams, announce) {
@@ -222,7 +226,7 @@ fn with_window(
 ) -> Result<(), RunError> {
     use super::window;
     let log = Log::start(machine.logs().join("orangery.log")).ok();
-    let identity = (machine.id.clone(), machine.name.clone());
+    let identity = identity(machine);
     let config = machine.resolved();
     let mut options = window::options(&machine.name, &config);
     options.can_keep_running = true;

@@ -12,7 +12,7 @@ use super::launch::Announcement;
 use super::run::{RunError, end, finish};
 use super::signals::Signals;
 use super::terminal::{self, Ended};
-use super::{Session, Streams};
+use super::{Identity, Session, Streams};
 
 /// A machine that nobody keeps.
 #[derive(Debug)]
@@ -77,6 +77,7 @@ pub fn demo(headless: bool) -> Result<Throwaway, RunError> {
         cdroms: Vec::new(),
         nets: Vec::new(),
         display: DisplayConfig::default(),
+        tpm: false,
     };
     let mut demo = Throwaway::new("Demo", config, headless);
     let kernel = demo.keep(file);
@@ -102,8 +103,8 @@ fn started(throwaway: &Throwaway) -> Announcement {
     Announcement::Started { id: String::new(), name: throwaway.title.clone(), pid: std::process::id() }
 }
 
-fn identity(throwaway: &Throwaway) -> (String, String) {
-    (String::new(), throwaway.title.clone())
+fn identity(throwaway: &Throwaway) -> Identity {
+    Identity { id: String::new(), name: throwaway.title.clone(), tpm: None }
 }
 
 fn without_window(

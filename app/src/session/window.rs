@@ -9,7 +9,7 @@ use vmm_core::config::VmConfig;
 use super::log::Log;
 use super::run::RunError;
 use super::signals::Signals;
-use super::{Session, Streams};
+use super::{Identity, Session, Streams};
 use crate::console::{self, ConsoleSession, Options, Request};
 
 /// How the window of a machine opens.
@@ -25,13 +25,13 @@ pub fn options(title: &str, config: &VmConfig) -> Options {
 /// (the machine may then still run).
 pub fn show(
     options: Options,
-    identity: (String, String),
+    identity: Identity,
     config: &VmConfig,
     log: Option<Log>,
     started: impl FnOnce(Arc<Session>, Streams) -> Result<(), RunError>,
     signals: &Signals,
 ) -> Result<(), RunError> {
-    let name = identity.1.clone();
+    let name = identity.name.clone();
     let result = console::run(options, |waker| {
         let (events, inbox) = channel();
         let (requests, asked): (Sender<Request>, _) = channel();

@@ -8,3 +8,4 @@ pub mod input;
 pub mod monitor;
 pub mod net;
 pub mod nvram;
+pub mod tpm;

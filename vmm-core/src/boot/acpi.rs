@@ -16,14 +16,21 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, AmlSink};
 
 use super::layout::{BARS_END, ECAM_LEN, PM_BASE};
+use crate::devices::tpm_crb;
 
 const OEM: [u8; 6] = *b"ORANGE";
 const OEM_TABLE: [u8; 8] = *b"ORANGERY";
+const TPM: u32 = tpm_crb::ADDRESS as u32;
+const TPM_LEN: u32 = tpm_crb::LEN as u32;
 
 /// fw_cfg's name of the tables.
 pub const TABLES_FILE: &str = "etc/acpi/tables";
 /// fw_cfg's name of the root pointer.
 pub const RSDP_FILE: &str = "etc/acpi/rsdp";
+/// fw_cfg's name of the memory where firmware logs what it measures into the TPM.
+pub const TPM_LOG_FILE: &str = "etc/tpm/log";
+/// Its size, bytes: the least that the specification of the log asks for (TCG PC Client Platform Firmware Profile §10).
+pub const TPM_LOG_LEN: u32 = 64 << 10;
 /// fw_cfg's name of the script.
 pub const LOADER_FILE: &str = "etc/table-loader";
 
@@ -36,6 +43,17 @@ pub struct AcpiConfig {
     pub low_top: u32,
     /// PCIEXBAR.
     pub ecam: u32,
+    /// The TPM, if there is one, and who writes its log.
+    pub tpm: Option<EventLog>,
+}
+
+/// The log of what was measured into a TPM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventLog {
+    /// Firmware writes it, into the memory that it makes of [`TPM_LOG_FILE`].
+    Firmware,
+    /// Nobody measures anything.
+    None,
 }
 
 /// The three files that firmware asks for.
@@ -54,12 +72,14 @@ pub struct AcpiFiles {
 enum Step {
     /// Adds the tables' address to the little-endian value of `len` bytes at `at` of a file.
     Pointer { file: &'static str, at: u32, len: u8 },
+    /// Sets the eight bytes at `at` of the tables to the address of the TPM's log.
+    TpmLog { at: u32 },
     /// Makes the bytes [start, start + len) of a file sum up to 0 by the byte at `at`.
     Checksum { file: &'static str, at: u32, start: u32, len: u32 },
 }
 
 impl AcpiFiles {
-    /// Builds the tables. Their size depends on the number of CPUs alone.
+    /// Builds the tables. Their size depends on the number of CPUs and the TPM alone.
     pub fn new(config: AcpiConfig) -> AcpiFiles {
         let mut build = Build::default();
         let facs = build.put(&bytes(&FACS::new()));
@@ -70,12 +90,19 @@ impl AcpiFiles {
         build.point(fadt + 140, 8);
         let mut mcfg = MCFG::new(OEM, OEM_TABLE, 1);
         mcfg.add_ecam(u64::from(config.ecam), 0, 0, 255);
-        let listed = [fadt, build.put_table(madt(config.cpus).as_slice()), build.put_table(&bytes(&mcfg)), {
+        let mut listed = vec![fadt, build.put_table(madt(config.cpus).as_slice()), build.put_table(&bytes(&mcfg)), {
             // WAET (Windows ACPI Emulated Devices Table): the PM timer needs reading only once.
             let mut waet = Sdt::new(*b"WAET", 40, 1, OEM, OEM_TABLE, 1);
             waet.write_u32(36, 2);
             build.put_table(waet.as_slice())
         }];
+        if let Some(log) = config.tpm {
+            let table = build.put_table(tpm2(log).as_slice());
+            listed.push(table);
+            if log == EventLog::Firmware {
+                build.steps.push(Step::TpmLog { at: table + TPM2_LOG_ADDRESS });
+            }
+        }
         // Some programs know only 32-bit pointers: GRUB's `halt` reads where RSDT should be, whatever is there.
         let rsdt = build.put_list(*b"RSDT", &listed, 4);
         let xsdt = build.put_list(*b"XSDT", &listed, 8);
@@ -182,8 +209,14 @@ fn script(steps: &[Step]) -> Vec<u8> {
     let allocate = |file, align: u32, zone: u8| [name(file), align.to_le_bytes().to_vec(), vec![zone]].concat();
     let mut commands =
         vec![(ALLOCATE, allocate(RSDP_FILE, 16, ZONE_FSEG)), (ALLOCATE, allocate(TABLES_FILE, 64, ZONE_HIGH))];
+    if steps.iter().any(|step| matches!(step, Step::TpmLog { .. })) {
+        commands.push((ALLOCATE, allocate(TPM_LOG_FILE, 1, ZONE_HIGH)));
+    }
     for step in steps {
         commands.push(match *step {
+            Step::TpmLog { at } => {
+                (ADD_POINTER, [name(TABLES_FILE), name(TPM_LOG_FILE), at.to_le_bytes().to_vec(), vec![8]].concat())
+            }
             Step::Pointer { file, at, len } => {
                 (ADD_POINTER, [name(file), name(TABLES_FILE), at.to_le_bytes().to_vec(), vec![len]].concat())
             }
@@ -311,7 +344,7 @@ fn osc() -> Raw {
 }
 
 fn dsdt(config: AcpiConfig) -> Sdt {
-    let AcpiConfig { cpus, low_top, ecam } = config;
+    let AcpiConfig { cpus, low_top, ecam, tpm } = config;
     let ecam_end = ecam + ECAM_LEN as u32;
     let uncached = AddressSpaceCacheable::NotCacheable;
     let resources = encoded(&ResourceTemplate::new(vec![
@@ -367,12 +400,47 @@ fn dsdt(config: AcpiConfig) -> Sdt {
     for object in [&root as &dyn Aml, &board, &s4, &s5] {
         table.append_slice(&bytes(object));
     }
+    if tpm.is_some() {
+        table.append_slice(&bytes(&tpm_device()));
+    }
     for cpu in 0..cpus {
         let (path, hid) = (format!("_SB_.C{cpu:03X}"), "ACPI0007");
         table.append_slice(&bytes(&Device::new(
             Path::new(&path),
             vec![&Name::new("_HID".into(), &hid), &Name::new("_UID".into(), &cpu)],
         )));
+    }
+    table
+}
+
+/// The TPM as a device (TCG ACPI Specification 1.3 §8): its registers.
+fn tpm_device() -> Raw {
+    let (hid, uid, status) = ("MSFT0101", 1u8, 0x0fu8);
+    let registers = Memory32Fixed::new(true, TPM, TPM_LEN);
+    let resources = ResourceTemplate::new(vec![&registers]);
+    encoded(&Device::new(
+        "_SB_.TPM_".into(),
+        vec![
+            &Name::new("_HID".into(), &hid),
+            &Name::new("_UID".into(), &uid),
+            &Name::new("_STA".into(), &status),
+            &Name::new("_CRS".into(), &resources),
+        ],
+    ))
+}
+
+/// Where the log's address is in the TPM2 table.
+const TPM2_LOG_ADDRESS: u32 = 68;
+
+/// TPM2 (TCG ACPI Specification 1.3 §7.3, revision 4): a client's TPM that is started through its command response buffer.
+fn tpm2(log: EventLog) -> Sdt {
+    const COMMAND_RESPONSE_BUFFER: u32 = 7;
+    let mut table = Sdt::new(*b"TPM2", 76, 4, OEM, OEM_TABLE, 1);
+    table.write_u64(40, tpm_crb::ADDRESS + tpm_crb::CONTROL_AREA);
+    table.write_u32(48, COMMAND_RESPONSE_BUFFER);
+    // 12 bytes of parameters that this start method has not; then the log's least length and its address.
+    if log == EventLog::Firmware {
+        table.write_u32(64, TPM_LOG_LEN);
     }
     table
 }
@@ -436,7 +504,7 @@ fn fadt(facs: u32, dsdt: u32) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    const CONFIG: AcpiConfig = AcpiConfig { cpus: 3, low_top: 0x4000_0000, ecam: 0xb000_0000 };
+    const CONFIG: AcpiConfig = AcpiConfig { cpus: 3, low_top: 0x4000_0000, ecam: 0xb000_0000, tpm: None };
 
     fn u64_at(bytes: &[u8], at: usize) -> u64 {
         u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
@@ -470,6 +538,30 @@ mod tests {
         let facs = u64::from(u32::from_le_bytes(fadt[36..40].try_into().unwrap()));
         assert_eq!(&table(facs)[..4], b"FACS");
         assert_eq!(facs % 64, 0);
+    }
+
+    #[test]
+    fn the_table_of_the_tpm_leads_to_its_registers_and_to_the_log_where_firmware_writes_one() {
+        for (log, len) in [(EventLog::Firmware, TPM_LOG_LEN), (EventLog::None, 0)] {
+            let files = AcpiFiles::new(AcpiConfig { tpm: Some(log), ..CONFIG });
+            let allocates =
+                files.loader.chunks(ENTRY).any(|e| e[0] == 1 && e[4..].starts_with(TPM_LOG_FILE.as_bytes()));
+            let points = files.loader.chunks(ENTRY).find(|e| e[0] == 2 && e[60..].starts_with(TPM_LOG_FILE.as_bytes()));
+            assert_eq!((allocates, points.is_some()), (len > 0, len > 0));
+            let at = files.tables.windows(4).position(|name| name == b"TPM2").unwrap();
+            let table = &files.tables[at..at + 76];
+            if let Some(entry) = points {
+                let place = u32::from_le_bytes(entry[116..120].try_into().unwrap()) as usize;
+                assert_eq!((place, entry[120]), (at + 68, 8));
+            }
+            assert_eq!((u64_at(table, 40), table[48], table[64..68] == len.to_le_bytes()), (0xfed4_0040, 7, true));
+            assert_eq!(u64_at(table, 68), 0);
+            assert!(files.tables.windows(8).any(|hid| hid == b"MSFT0101"));
+            let (tables, _) = files.place(0x3fff_0000);
+            assert_eq!(sum(&tables[at..at + 76]), 0);
+        }
+        let none = AcpiFiles::new(CONFIG);
+        assert!(!none.tables.windows(8).any(|hid| hid == b"MSFT0101"));
     }
 
     #[test]

@@ -54,6 +54,9 @@ pub struct VmConfig {
     /// The screen.
     #[serde(default)]
     pub display: DisplayConfig,
+    /// Whether it has a TPM 2.0.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub tpm: bool,
 }
 
 /// What the machine starts.

@@ -9,6 +9,7 @@ fn good() -> VmConfig {
         cdroms: vec![],
         nets: vec![],
         display: DisplayConfig::default(),
+        tpm: false,
     }
 }
 

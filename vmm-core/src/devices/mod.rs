@@ -4,6 +4,7 @@ pub mod ahci;
 pub mod chipset;
 pub mod legacy;
 pub mod nvme;
+pub mod tpm_crb;
 pub mod vga;
 pub mod virtio_blk;
 pub mod virtio_console;

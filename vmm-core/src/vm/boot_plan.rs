@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::BuildError;
 use crate::backend::nvram::Nvram;
 use crate::base::{GuestAddress, GuestMemory};
-use crate::boot::acpi::{self, AcpiConfig, AcpiFiles};
+use crate::boot::acpi::{self, AcpiConfig, AcpiFiles, EventLog};
 use crate::boot::bios::Bios;
 use crate::boot::linux::{Entry, Kernel};
 use crate::boot::uefi::Uefi;
@@ -19,6 +19,10 @@ use crate::pci::{BarKind, PciRoot, reg};
 
 /// The option ROM of the VGA-class function, by the name that SeaBIOS looks for.
 const VIDEO_ROM: &str = "pci1af4,1050.rom";
+/// What firmware is told of the TPM (QEMU's docs/specs/tpm.rst): the address of the memory of the physical presence
+/// interface, u32, of which there is none; the TPM's version, 2; the interface's version, none.
+const TPM_CONFIG: &str = "etc/tpm/config";
+const TPM_2_WITHOUT_PPI: [u8; 6] = [0, 0, 0, 0, 2, 0];
 /// Registers that firmware sets: PCIEXBAR of the host bridge; PMBASE, ACPI_CNTL and the interrupt routes of the LPC.
 const HOST_BRIDGE: usize = 0;
 const LPC: usize = 0x1f << 3;
@@ -51,7 +55,11 @@ impl BootPlan {
     /// Finds what is to be started; shows firmware to the guest.
     pub(super) fn new(config: &VmConfig, kvm: &KvmVm) -> Result<BootPlan, BuildError> {
         let low_top = kvm.memory().low_top() as u32;
-        let acpi = AcpiConfig { cpus: config.cpus, low_top, ecam: layout::ECAM as u32 };
+        let tpm = config.tpm.then_some(match &config.boot {
+            Boot::Kernel { .. } => EventLog::None,
+            _ => EventLog::Firmware,
+        });
+        let acpi = AcpiConfig { cpus: config.cpus, low_top, ecam: layout::ECAM as u32, tpm };
         let mut variables = None;
         let source = match &config.boot {
             Boot::Bios => {
@@ -111,6 +119,10 @@ impl BootPlan {
         }
         if let Source::Bios(bios) = &self.source {
             items.file(VIDEO_ROM, bios.video.clone())?;
+        }
+        if self.acpi.tpm.is_some() {
+            items.file(acpi::TPM_LOG_FILE, vec![0; acpi::TPM_LOG_LEN as usize])?;
+            items.file(TPM_CONFIG, TPM_2_WITHOUT_PPI.to_vec())?;
         }
         let AcpiFiles { tables, rsdp, loader } = AcpiFiles::new(self.acpi);
         let sizes =

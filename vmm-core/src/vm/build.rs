@@ -14,6 +14,7 @@ use crate::backend::disk::{Disk, Medium, OpenOptions, RawDisk};
 use crate::backend::display::Mode;
 use crate::backend::monitor::Monitor;
 use crate::backend::net::Tap;
+use crate::backend::tpm::TpmBackend;
 use crate::base::{Component, Executor, GuestMemory, WorkerThread};
 use crate::boot::linux::Entry;
 use crate::config::{Cache, DiskBus, VmConfig};
@@ -23,6 +24,7 @@ use crate::devices::legacy::{
     CmosSizes, DebugCon, FwCfg, HostClock, I8042, I8042_PORTS, Pflash, PmBlock, Port92, ResetControl, Rtc, Serial,
 };
 use crate::devices::nvme::{self, Nvme, NvmeParts};
+use crate::devices::tpm_crb::{self, TpmCrb};
 use crate::devices::vga::Vga;
 use crate::devices::virtio_blk::Blk;
 use crate::devices::virtio_console::Console;
@@ -130,6 +132,14 @@ impl Machine {
             let free = buses.memory.insert(address, flash.size(), flash.clone());
             debug_assert!(free);
             maker.components.push(flash);
+        }
+        if config.tpm {
+            let cause = "whoever builds it must start one and connect it";
+            let tpm = ports.tpm.ok_or_else(|| BuildError::Host {
+                what: "the machine is to have a TPM, and none was given to it".into(),
+                source: cause.into(),
+            })?;
+            maker.tpm(tpm, &buses)?;
         }
 
         // The devices behind PCI.
@@ -281,6 +291,15 @@ impl Maker<'_> {
         };
         let function = host("could not create an NVMe controller", Nvme::new(parts, disk))?;
         self.pci(PciAddress::new(slot, 0), function);
+        Ok(())
+    }
+
+    /// The TPM, on a thread of its own: it is slow.
+    fn tpm(&mut self, backend: Box<dyn TpmBackend>, buses: &Buses) -> Result<(), BuildError> {
+        let device = Arc::new(TpmCrb::new(backend, self.worker("tpm")?, self.problems.clone()));
+        let free = buses.memory.insert(tpm_crb::ADDRESS, tpm_crb::LEN, device.clone());
+        debug_assert!(free);
+        self.components.push(device);
         Ok(())
     }
 

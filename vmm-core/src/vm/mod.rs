@@ -15,6 +15,7 @@ pub use lifecycle::Lifecycle;
 use crate::backend::chardev::CharPort;
 use crate::backend::display::DisplaySink;
 use crate::backend::input::InputPort;
+use crate::backend::tpm::TpmBackend;
 pub use crate::boot::BootError;
 use crate::config::{ConfigError, VmConfig};
 use crate::kvm::KvmError;
@@ -33,6 +34,8 @@ pub struct Ports {
     pub console: CharPort,
     /// The device's end of the firmware's debug port (0x402).
     pub debug: CharPort,
+    /// The TPM, which has power, for a machine that has one ([`VmConfig::tpm`]).
+    pub tpm: Option<Box<dyn TpmBackend>>,
 }
 
 /// What an application asks of a running machine.

@@ -210,6 +210,14 @@ pub fn display(ui: &mut Ui, display: &mut DisplayConfig, errors: &[ConfigError])
     });
 }
 
+/// The TPM.
+pub fn tpm(ui: &mut Ui, tpm: &mut bool) {
+    let note = Note::hint("Keeps keys for the guest, as Windows 11 and measured boot want it. Needs the program swtpm");
+    ui.field_row("Security", note, |ui, _| {
+        ui.checkbox(tpm, "TPM 2.0");
+    });
+}
+
 /// What the machine starts with: firmware, or a kernel without it. `hint` says why, where that needs saying.
 pub fn boot(ui: &mut Ui, view: &mut View<'_>, boot: &mut Boot, hint: &str, errors: &[ConfigError]) {
     let now = Firmware::of(boot);

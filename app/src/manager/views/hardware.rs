@@ -71,6 +71,7 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>, machine: &Machine) {
             ui.card(|ui| {
                 ui.section("Start");
                 start(ui, view, machine, &mut edit, &errors);
+                form::tpm(ui, &mut edit.config.tpm);
             });
         });
     });

@@ -205,6 +205,9 @@ fn facts(ui: &mut Ui, machine: &Machine, config: &VmConfig) {
     for net in &config.nets {
         ui.fact("Network", &format!("Bridged to {}", net.tap));
     }
+    if config.tpm {
+        ui.fact("TPM", "2.0");
+    }
     ui.fact("Screen", &format!("{} × {}", config.display.width, config.display.height));
     if machine.headless && machine.state.is_alive() {
         ui.fact("Window", "None: it was started without one");

@@ -196,4 +196,5 @@ fn advanced(ui: &mut Ui, view: &mut View<'_>, draft: &mut Draft, errors: &[Confi
     let firmware = Firmware::of(&draft.new.boot);
     let remark = firmware.zip(view.model.host).and_then(|(firmware, host)| firmware.remark(medium, host.uefi));
     form::boot(ui, view, &mut draft.new.boot, remark.unwrap_or_default(), errors);
+    form::tpm(ui, &mut draft.new.tpm);
 }

@@ -12,4 +12,5 @@ pub mod lapic;
 pub mod nvme;
 pub mod pci;
 pub mod serial;
+pub mod tpm;
 pub mod virtio;

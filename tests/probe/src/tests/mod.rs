@@ -12,6 +12,7 @@ mod net;
 mod nvme;
 mod rng;
 mod timers;
+mod tpm;
 
 use crate::machine::Machine;
 use crate::report::{Failure, Outcome, Summary};
@@ -49,6 +50,7 @@ const TESTS: &[(&str, Test)] = &[
     ("disk", ahci::disk),
     ("nvme", nvme::test),
     ("nvme-pattern", nvme::pattern),
+    ("tpm", tpm::test),
     ("input-echo", input::echo),
     ("ps2-echo", input::ps2_echo),
 ];
