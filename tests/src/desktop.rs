@@ -23,6 +23,10 @@ const POLL: Duration = Duration::from_millis(100);
 /// How many lines of a program's log are told when a test gives up.
 const LAST_WORDS: usize = 15;
 
+/// The console's host key, the right Ctrl key, by its X keycode (evdev's 97 and 8): by its name xdotool would press the left
+/// Ctrl key as well.
+pub const HOST_KEY: &str = "105";
+
 /// A display of its own, with nothing on it but what a test starts there. All ends when it is dropped.
 #[derive(Debug)]
 pub struct Desktop {
@@ -56,6 +60,8 @@ impl Desktop {
         let mut server = Command::new("Xvfb");
         server
             .args(["-displayfd", "1", "-nolisten", "tcp", "-noreset", "-screen", "0", &format!("{width}x{height}x24")])
+            // A key whose release is late on a busy computer must not repeat.
+            .arg("-r")
             .arg("-fbdir")
             .arg(scratch.path())
             .stdin(Stdio::null())
@@ -338,6 +344,27 @@ impl Window<'_> {
         self.desktop.tool("xdotool", &["mousemove", "--window", &self.id, &x, &y]).map(drop)
     }
 
+    /// Presses and releases the left button where the pointer is.
+    pub fn press_button(&self) -> Result<()> {
+        self.desktop.tool("xdotool", &["click", "1"]).map(drop)
+    }
+
+    /// Moves the pointer by so many pixels, wherever it is.
+    pub fn nudge(&self, right: i32, down: i32) -> Result<()> {
+        let (right, down) = (right.to_string(), down.to_string());
+        self.desktop.tool("xdotool", &["mousemove_relative", "--", &right, &down]).map(drop)
+    }
+
+    /// Turns the wheel by a notch, up or down.
+    pub fn wheel(&self, up: bool) -> Result<()> {
+        self.desktop.tool("xdotool", &["click", if up { "4" } else { "5" }]).map(drop)
+    }
+
+    /// Presses a key and holds it, or lets it go.
+    pub fn hold(&self, key: &str, down: bool) -> Result<()> {
+        self.desktop.tool("xdotool", &[if down { "keydown" } else { "keyup" }, key]).map(drop)
+    }
+
     /// Types a text into whatever has the keyboard, with real key presses.
     pub fn type_text(&self, text: &str) -> Result<()> {
         self.desktop.tool("xdotool", &["type", "--delay", "60", text]).map(drop)
@@ -348,6 +375,11 @@ impl Window<'_> {
         let mut words = vec!["key", "--delay", "60"];
         words.extend_from_slice(keys);
         self.desktop.tool("xdotool", &words).map(drop)
+    }
+
+    /// Presses a key while the host key is down.
+    pub fn host(&self, key: &str) -> Result<()> {
+        self.desktop.tool("xdotool", &["keydown", HOST_KEY, "key", "--delay", "60", key, "keyup", HOST_KEY]).map(drop)
     }
 
     /// Takes a picture of it and keeps it as `NAME.png`.

@@ -199,6 +199,15 @@ fn a_dropped_iso_becomes_a_machine_with_two_clicks_at_most() {
     stage.tell(Update::Inspected("/isos/grub.iso".into(), Ok((medium, new.clone()))));
     assert!(stage.shows("grub.iso"));
     stage.click("Create and start");
+    assert_eq!(stage.asked(), [Request::Create { new: new.clone(), start: true }]);
+    // Once, however often the button is clicked; again when it came to nothing.
+    assert!(stage.harness.get_by_label("Create and start").accesskit_node().is_disabled());
+    stage.manager().perform(super::Action::Create { start: true });
+    assert_eq!(stage.asked(), []);
+    let full = Failure { what: "grub could not be created".into(), cause: "The disk is full.".into(), next: None };
+    stage.tell(Update::NotCreated(full));
+    assert!(stage.shows("grub could not be created"));
+    stage.click("Create and start");
     assert_eq!(stage.asked(), [Request::Create { new, start: true }]);
 }
 

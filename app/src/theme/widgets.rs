@@ -254,7 +254,8 @@ impl UiExt for Ui {
 
     fn picture(&mut self, rect: egui::Rect, texture: Option<&egui::TextureHandle>, radius: u8) {
         let t = self.tokens();
-        let corners = CornerRadius::same(radius);
+        // A picture is hardly round, because a guest's first letter is in the corner; and its frame is as round as it is.
+        let corners = CornerRadius::same(if texture.is_some() { size::RADIUS_PICTURE } else { radius });
         self.painter().rect_filled(rect, corners, t.screen);
         if texture.is_none() {
             let font = FontId::proportional(rect.height() * 0.5);
@@ -264,7 +265,6 @@ impl UiExt for Ui {
             let own = texture.size_vec2();
             let scale = (rect.width() / own.x.max(1.0)).min(rect.height() / own.y.max(1.0));
             let place = egui::Rect::from_center_size(rect.center(), own * scale);
-            // Hardly round: a guest's first letter is in the corner.
             egui::Image::new(texture).corner_radius(size::RADIUS_PICTURE).paint_at(self, place);
         }
         let line = Stroke::new(size::LINE, t.border);
