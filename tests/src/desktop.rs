@@ -328,7 +328,13 @@ impl Window<'_> {
             }
             place = now;
         }
-        self.click((place.left + place.width / 2).max(0) as usize, (place.top + place.height / 2).max(0) as usize)
+        let (x, y) = (place.left + place.width / 2, place.top + place.height / 2);
+        let (width, height) = self.size()?;
+        let within = |at: i32, end: usize| usize::try_from(at).ok().filter(|&at| at < end);
+        let (x, y) = within(x, width).zip(within(y, height)).with_context(|| {
+            format!("'{name}' at {x}, {y} is outside of its window of {width}×{height}: make the window larger")
+        })?;
+        self.click(x, y)
     }
 
     /// Clicks the left button at a point of it.

@@ -186,6 +186,17 @@ fn a_disc_is_opened_started_seen_typed_to_and_turned_off() -> Result<()> {
     manager.screenshot("10-deleted")?;
     manager.press("Undo")?;
     manager.control("grub, stopped")?;
+
+    // Its settings stick.
+    manager.resize(1200, 900)?;
+    manager.press("Hardware")?;
+    manager.press("Add a drive")?;
+    manager.press("Save changes")?;
+    desktop.until("the kept settings", || {
+        let machine: serde_json::Value = serde_json::from_str(&machine.orangery(&["show", "grub", "--json"])?)?;
+        Ok((machine["config"]["cdroms"].as_array().context("the machine has no drives")?.len() == 2).then_some(()))
+    })?;
+    manager.screenshot("11-settings")?;
     Ok(())
 }
 
