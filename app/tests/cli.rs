@@ -114,7 +114,7 @@ fn a_machine_is_made_shown_renamed_deleted_and_brought_back() {
         "--new-disk",
         "1G",
         "--disk",
-        &format!("{data},ro"),
+        &format!("{data},ro,bus=sata"),
         "--memory",
         "512",
         "--cpus",
@@ -130,11 +130,12 @@ fn a_machine_is_made_shown_renamed_deleted_and_brought_back() {
     assert_eq!((&config["cpus"], &config["memory_mib"]), (&2.into(), &512.into()));
     assert_eq!(config["disks"][0]["path"], data);
     assert_eq!(config["disks"][0]["readonly"], true);
+    assert_eq!((&config["disks"][0]["bus"], &config["disks"][1]["bus"]), (&"sata".into(), &Value::Null));
     assert_eq!(config["disks"][1]["path"], folder.join("disks/disk-1.img").to_str().unwrap());
     assert_eq!(config["cdroms"][0]["path"], iso);
     assert_eq!(config["nets"][0]["tap"], "tap7");
     let words = bench.ok(&["show", "Debian 12"]);
-    assert!(words.contains("512 MiB") && words.contains("1 GiB") && words.contains("read-only"), "{words}");
+    assert!(words.contains("512 MiB") && words.contains("1 GiB") && words.contains("read-only, SATA"), "{words}");
 
     bench.ok(&["rename", "Debian 12", "Bookworm"]);
     bench.fails(3, &["show", "Debian 12 "]);
@@ -169,6 +170,9 @@ fn exit_codes_are_what_help_says() {
     bench.fails(2, &["create", "b", "--memory", "0"]);
     bench.fails(2, &["create", "b", "--cpus", "1000"]);
     bench.fails(2, &["create", "b", "--new-disk", "40X"]);
+    assert!(bench.fails(2, &["create", "b", "--new-disk", "40G,bus=scsi"]).contains("virtio or sata"));
+    let seven = ["--new-disk", "1M,bus=sata"].repeat(7);
+    assert!(bench.fails(2, &[&["create", "b"][..], &seven].concat()).contains("6 ports"));
     bench.fails(2, &["create", "b", "--net", "wifi"]);
     bench.fails(2, &["create", "b", "--initrd", "x"]);
     bench.fails(2, &["create", " "]);

@@ -10,6 +10,7 @@ pub mod matrix;
 pub mod media;
 pub mod nested;
 pub mod process;
+pub mod reader;
 pub mod report;
 pub mod screen;
 

@@ -80,6 +80,35 @@ impl Image {
         seen.len()
     }
 
+    /// Where this picture shows the other one, pixel by pixel; its top left corner there. A picture of one colour is found
+    /// nowhere.
+    pub fn find(&self, part: &Image) -> Option<(usize, usize)> {
+        let (paper, rest) = part.pixels.split_first()?;
+        // One pixel that stands out tells most wrong places at once.
+        let mark = 1 + rest.iter().position(|pixel| pixel != paper)?;
+        let (x, y) = (mark % part.width, mark / part.width);
+        for top in 0..(self.height + 1).saturating_sub(part.height) {
+            for left in 0..(self.width + 1).saturating_sub(part.width) {
+                let same = |y| self.row(left, top + y, part.width) == part.row(0, y, part.width);
+                if self.at(left + x, top + y) == part.at(x, y) && (0..part.height).all(same) {
+                    return Some((left, top));
+                }
+            }
+        }
+        None
+    }
+
+    fn row(&self, left: usize, y: usize, width: usize) -> &[Colour] {
+        let start = y * self.width + left;
+        &self.pixels[start..start + width]
+    }
+
+    /// The part of it with this corner and size, which must lie within the picture.
+    pub fn part(&self, left: usize, top: usize, width: usize, height: usize) -> Image {
+        let pixels = (top..top + height).flat_map(|y| self.row(left, y, width)).copied().collect();
+        Image { width, height, pixels }
+    }
+
     /// How many pixels differ from the other picture's; all of them when the sizes differ.
     pub fn differences(&self, other: &Image) -> usize {
         if (self.width, self.height) != (other.width, other.height) {
@@ -213,6 +242,21 @@ mod tests {
         assert_eq!(font.find(&screen, "hello"), Some((37, 51)));
         assert_eq!(font.find(&screen, "hallo"), None);
         assert_eq!(font.find(&Image::new(10, 10, [0; 3]), "hello"), None);
+    }
+
+    #[test]
+    fn a_picture_is_found_in_another_where_every_pixel_agrees() {
+        let mut part = Image::new(3, 2, [0, 0, 0]);
+        part.set(1, 0, [9, 9, 9]);
+        part.set(2, 1, [7, 7, 7]);
+        let mut whole = Image::new(10, 10, [0, 0, 0]);
+        whole.set(2, 2, [9, 9, 9]);
+        assert_eq!(whole.find(&part), None);
+        whole.set(6, 5, [9, 9, 9]);
+        whole.set(7, 6, [7, 7, 7]);
+        assert_eq!(whole.find(&part), Some((5, 5)));
+        assert_eq!(whole.part(5, 5, 3, 2), part);
+        assert_eq!(whole.find(&Image::new(3, 2, [0, 0, 0])), None);
     }
 
     #[test]

@@ -1,13 +1,11 @@
 //! The virtual desktop itself, with X's own example programs.
 
-use std::process::Command;
-
 use orangery_tests::desktop::Desktop;
 
 #[test]
 fn a_window_is_seen_typed_into_and_closed() {
     let mut desktop = Desktop::start("desktop-itself", 640, 480).unwrap();
-    let mut xev = Command::new("xev");
+    let mut xev = desktop.command("xev");
     xev.args(["-name", "a test window", "-geometry", "300x200", "-event", "keyboard"]);
     desktop.launch("xev", xev).unwrap();
     let window = desktop.window("a test window").unwrap();

@@ -69,7 +69,7 @@ fn expect_ok(text: &str, names: &[&str]) -> Result<()> {
     Ok(())
 }
 
-const EVERY_DEVICE: [&str; 27] = [
+const EVERY_DEVICE: [&str; 29] = [
     "cpu",
     "memory",
     "lapic",
@@ -94,6 +94,8 @@ const EVERY_DEVICE: [&str; 27] = [
     "input.1",
     "gpu",
     "cdrom",
+    "disk",
+    "disk.1",
     "nvme",
     "nvme.1",
     "net",
@@ -115,8 +117,12 @@ fn the_probe_passes_on_every_device_with_two_cpus() -> Result<()> {
     let (c, d) = (bench.path("c.img"), format!("{},ro,bus=nvme", bench.path("d.img").display()));
     let path = |p: &Path| p.to_str().map(str::to_owned).context("a path");
     let (a, c, iso) = (path(&a)?, format!("{},bus=nvme", path(&c)?), path(&iso)?);
+    sparse(&bench.path("e.img"), 64 << 20)?;
+    fs::write(bench.path("f.img"), vec![0x3c; 8 << 20])?;
+    let e = format!("{},bus=sata", bench.path("e.img").display());
+    let f = format!("{},ro,bus=sata", bench.path("f.img").display());
     let mut flags = vec!["--cpus", "2", "--memory", "256", "--cdrom", &iso];
-    for disk in [&a, &b, &c, &d] {
+    for disk in [&a, &b, &c, &d, &e, &f] {
         flags.extend(["--disk", disk]);
     }
     let tap = Tap::new();
@@ -131,7 +137,7 @@ fn the_probe_passes_on_every_device_with_two_cpus() -> Result<()> {
     }
     let text = bench.probe("test=all", &flags)?;
     expect_ok(&text, &expected)?;
-    for (image, fill) in [("b.img", 0x5a), ("d.img", 0xa5)] {
+    for (image, fill) in [("b.img", 0x5a), ("d.img", 0xa5), ("f.img", 0x3c)] {
         let kept = fs::read(bench.path(image))?.iter().all(|&byte| byte == fill);
         ensure!(kept, "the read-only disk {image} was written");
     }
@@ -155,6 +161,41 @@ fn what_the_guest_writes_is_in_the_file_byte_by_byte_and_reads_back_after_a_rest
 fn what_the_guest_writes_by_nvme_is_in_the_file_byte_by_byte_and_reads_back_after_a_restart() -> Result<()> {
     let name = "what_the_guest_writes_by_nvme_is_in_the_file_byte_by_byte_and_reads_back_after_a_restart";
     a_pattern_is_in_the_file(name, "nvme", "nvme")
+}
+
+#[test]
+fn what_the_guest_writes_by_sata_is_in_the_file_byte_by_byte_and_reads_back_after_a_restart() -> Result<()> {
+    let name = "what_the_guest_writes_by_sata_is_in_the_file_byte_by_byte_and_reads_back_after_a_restart";
+    a_pattern_is_in_the_file(name, "sata", "disk")
+}
+
+#[test]
+fn the_bios_starts_a_virtio_disk() -> Result<()> {
+    the_bios_starts_a_disk("the_bios_starts_a_virtio_disk", "virtio")
+}
+
+#[test]
+fn the_bios_starts_a_sata_disk() -> Result<()> {
+    the_bios_starts_a_disk("the_bios_starts_a_sata_disk", "sata")
+}
+
+/// Has SeaBIOS start the probe's own disk image from a controller.
+fn the_bios_starts_a_disk(name: &str, bus: &str) -> Result<()> {
+    let Some(bench) = Bench::new(name)? else { return Ok(()) };
+    let image = bench.path("probe.img");
+    // The second sector is the command line.
+    let mut disk = orangery_assets::PROBE_DISK.to_vec();
+    let words = disk.get_mut(512..1024).context("the image has a second sector")?;
+    words.fill(0);
+    for (place, byte) in words.iter_mut().zip(b"test=cpu,memory,pci") {
+        *place = *byte;
+    }
+    fs::write(&image, disk)?;
+    let disk = format!("{},ro,bus={bus}", image.display());
+    let output = bench.boot(&["--cpus", "1", "--memory", "64", "--disk", &disk])?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    expect_ok(&text, &["cpu", "memory", "pci"])
 }
 
 /// Has the probe's test of a controller write a pattern, compares the image, and has it compare what it reads.

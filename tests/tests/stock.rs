@@ -31,12 +31,13 @@ fn every_device_works(host: &Host, flavour: Flavour, expected: &[&str]) -> Resul
     let pattern_file = folder.path().join("pattern");
     fs::write(&pattern_file, &pattern)?;
     let script = format!(
-        "{}cp '{}' pattern\nexport KERNEL='{}' INITRD='{}' CDROM='{}'\n{}",
+        "{}cp '{}' pattern\nexport KERNEL='{}' INITRD='{}' CDROM='{}' SATA={}\n{}",
         preamble(host)?,
         pattern_file.display(),
         guest.kernel.display(),
         guest.initrd.display(),
         media::grub_rescue_iso()?.display(),
+        if flavour == Flavour::Generic { "yes" } else { "" },
         include_str!("stock/devices-host.sh"),
     );
     let output = host.run("devices", &script, LIMIT)?;
@@ -70,19 +71,39 @@ const COMMON: &[&str] = &[
     "net-download",
 ];
 /// What the generic kernel can try as well.
-const GENERIC: &[&str] =
-    &["gpu", "gpu-connected", "gpu-mode", "gpu-edid", "gpu-console", "cdrom", "cdrom-read", "cdrom-whole"];
-/// What the host sees afterwards.
+const GENERIC: &[&str] = &[
+    "gpu",
+    "gpu-connected",
+    "gpu-mode",
+    "gpu-edid",
+    "gpu-console",
+    "cdrom",
+    "cdrom-read",
+    "cdrom-whole",
+    "sata-size",
+    "sata-queue",
+    "sata-solid-state",
+    "sata-cache",
+    "sata-copy",
+    "sata-trim",
+    "sata-read",
+    "sata-refuses",
+];
+/// What the host sees afterwards, and what only after the generic kernel.
 const AFTER: &[&str] = &["disk-copied", "disk-discarded", "disk-neighbour"];
+const AFTER_GENERIC: &[&str] = &["sata-copied", "sata-trimmed", "sata-neighbour"];
+/// After any.
+const LAST: &[&str] = &["sata-untouched"];
 
 #[test]
 fn debian_s_cloud_kernel_drives_every_device_it_knows() -> Result<()> {
-    Host::with_shared(|host| every_device_works(host, Flavour::Cloud, &[COMMON, AFTER].concat()))
+    Host::with_shared(|host| every_device_works(host, Flavour::Cloud, &[COMMON, AFTER, LAST].concat()))
 }
 
 #[test]
 fn debian_s_generic_kernel_drives_every_device() -> Result<()> {
-    Host::with_shared(|host| every_device_works(host, Flavour::Generic, &[COMMON, GENERIC, AFTER].concat()))
+    let expected = [COMMON, GENERIC, AFTER, AFTER_GENERIC, LAST].concat();
+    Host::with_shared(|host| every_device_works(host, Flavour::Generic, &expected))
 }
 
 #[test]
@@ -126,6 +147,24 @@ fn grub_starts_from_its_rescue_disc_and_answers() -> Result<()> {
         // The disc is read through GRUB's own driver on the BIOS's.
         machine.verb("send-keys", "'ls (cd)/boot/grub' enter")?.success()?;
         machine.wait_for_screen("the disc's files", |text| text.contains("i386-pc"))?;
+        machine.verb("stop", "--force")?.success()?;
+        Ok(())
+    })
+}
+
+#[test]
+fn grub_starts_from_a_sata_disk() -> Result<()> {
+    Host::with_shared(|host| {
+        let image = media::grub_rescue_disk()?;
+        let flags = format!("--memory 128 --cpus 1 --net none --disk '{},ro,bus=sata'", image.display());
+        let mut machine = Machine::start(host, "grub-sata", &flags)?;
+        machine.wait_for_screen("GRUB's menu", |text| {
+            text.contains("'c' for a command-line") || text.contains("`c' for a command-line")
+        })?;
+        machine.verb("send-keys", "c")?.success()?;
+        machine.wait_for_screen("GRUB's prompt", |text| text.contains("grub>"))?;
+        machine.verb("send-keys", "'ls (hd0)/boot/grub' enter")?.success()?;
+        machine.wait_for_screen("the disk's files", |text| text.contains("i386-pc"))?;
         machine.verb("stop", "--force")?.success()?;
         Ok(())
     })

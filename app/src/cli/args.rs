@@ -240,7 +240,7 @@ pub struct MachineArgs {
     #[arg(long, value_name = "ISO")]
     pub cdrom: Vec<PathBuf>,
     /// An existing raw disk image or block device (repeatable); 'ro' makes it read-only, 'bus' chooses its controller:
-    /// virtio or sata
+    /// virtio, sata or nvme
     #[arg(long, value_name = "PATH[,ro][,bus=BUS]", value_parser = disk)]
     pub disk: Vec<DiskArg>,
     /// A new, empty disk, like 40G; it takes the space that is written (repeatable)

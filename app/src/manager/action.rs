@@ -194,6 +194,8 @@ pub enum Update {
     NoDialog(Purpose),
     /// A machine was made.
     Created(String),
+    /// The machine of the form could not be made.
+    NotCreated(Failure),
     /// It has a new name.
     Renamed(String, String),
     /// It is in the trash; what it held, in words.

@@ -321,6 +321,12 @@ impl Manager {
                 self.state.tab = Tab::Overview;
                 self.state.selected = Some(name);
             }
+            Update::NotCreated(failure) => {
+                if let Some(draft) = &mut self.state.draft {
+                    draft.making = false;
+                }
+                self.state.fail(failure);
+            }
             Update::Renamed(old, new) => {
                 if self.state.selected.as_deref() == Some(&old) {
                     self.state.selected = Some(new);
@@ -385,7 +391,9 @@ impl Manager {
             Action::Eject(drive) => self.change_medium(drive, None),
             Action::Leave => self.leave(),
             Action::Create { start } => {
-                if let Some(draft) = &self.state.draft {
+                // A second click on the button makes no second machine.
+                if let Some(draft) = self.state.draft.as_mut().filter(|draft| !draft.making) {
+                    draft.making = true;
                     (self.send)(Request::Create { new: draft.new.clone(), start });
                 }
             }

@@ -182,7 +182,9 @@ fn job(shared: &Shared, request: Request) {
                     tell(failure.into());
                 }
             }
-            Err(error) => tell(failure(format!("{} could not be created", new.name), &error, None).into()),
+            Err(error) => {
+                tell(Update::NotCreated(failure(format!("{} could not be created", new.name), &error, None)));
+            }
         },
         Request::Demo => {
             if let Err(error) = session::launch_demo() {
@@ -324,6 +326,7 @@ fn delete(library: &Library, name: &str) -> Result<(Trashed, String), library::L
     let bytes: u64 = disks.iter().map(|(_, bytes)| bytes).sum();
     let what = match disks.len() {
         0 => String::new(),
+        1 if bytes == 0 => ", with its empty disk".into(),
         1 => format!(", with its disk of {}", size::human(bytes)),
         count => format!(", with its {count} disks of {}", size::human(bytes)),
     };

@@ -145,6 +145,8 @@ pub struct Draft {
     pub named: bool,
     /// The file it is made from and what that turned out to be; `None` inside while it is looked at.
     pub source: Option<(PathBuf, Option<Result<Medium, Failure>>)>,
+    /// It is being made.
+    pub making: bool,
 }
 
 /// A name when nothing suggests a better one.
@@ -155,7 +157,7 @@ impl Draft {
     pub fn new(host: &HostLimits, taken: &[&str]) -> Draft {
         let mut new = NewMachine::with_defaults(free_name(PLAIN_NAME, taken), host);
         new.disks = vec![NewDisk::create(host.default_disk())];
-        Draft { new, named: false, source: None }
+        Draft { new, named: false, source: None, making: false }
     }
 
     /// Starts over with a file whose kind is not known yet.

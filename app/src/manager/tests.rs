@@ -7,7 +7,7 @@ use egui::accesskit::Role;
 use egui::{Key, Modifiers, Vec2};
 use egui_kittest::kittest::{NodeT, Queryable};
 use egui_kittest::{Harness, Node};
-use vmm_core::config::{CdromConfig, DiskConfig, VmConfig};
+use vmm_core::config::{CdromConfig, DiskBus, DiskConfig, VmConfig};
 
 use super::action::{Power, Purpose, Request, Settings, Update, Watch};
 use super::model::{Check, DiskFacts, Failure, Log, Machine, Picture, State};
@@ -200,6 +200,15 @@ fn a_dropped_iso_becomes_a_machine_with_two_clicks_at_most() {
     stage.tell(Update::Inspected("/isos/grub.iso".into(), Ok((medium, new.clone()))));
     assert!(stage.shows("grub.iso"));
     stage.click("Create and start");
+    assert_eq!(stage.asked(), [Request::Create { new: new.clone(), start: true }]);
+    // Once, however often the button is clicked; again when it came to nothing.
+    assert!(stage.harness.get_by_label("Create and start").accesskit_node().is_disabled());
+    stage.manager().perform(super::Action::Create { start: true });
+    assert_eq!(stage.asked(), []);
+    let full = Failure { what: "grub could not be created".into(), cause: "The disk is full.".into(), next: None };
+    stage.tell(Update::NotCreated(full));
+    assert!(stage.shows("grub could not be created"));
+    stage.click("Create and start");
     assert_eq!(stage.asked(), [Request::Create { new, start: true }]);
 }
 
@@ -369,6 +378,28 @@ fn a_stopped_machines_settings_are_edited_checked_saved_and_reverted() {
     let asked = stage.asked();
     let [Request::Save(_, saved)] = asked.as_slice() else { panic!("{asked:?}") };
     assert_eq!((saved.cdroms[0].path.as_ref(), saved.nets.len()), (None, 0));
+}
+
+#[test]
+fn a_disks_controller_is_chosen_where_it_is_folded_away() {
+    let mut stage = Stage::with_machines();
+    stage.click("Mint, stopped");
+    stage.key(CTRL, Key::Comma);
+    assert!(!stage.shows("Disk 1: SATA"));
+    stage.click("Controllers");
+    stage.click("Disk 1: SATA");
+    stage.click("Save changes");
+    let asked = stage.asked();
+    let [Request::Save(_, saved)] = asked.as_slice() else { panic!("{asked:?}") };
+    assert_eq!(saved.disks[0].bus, DiskBus::Sata);
+    stage.click("Revert");
+    stage.key(CTRL, Key::N);
+    stage.click("More settings");
+    stage.click("Disk 1: SATA");
+    stage.click("Create");
+    let asked = stage.asked();
+    let [Request::Create { new, .. }] = asked.as_slice() else { panic!("{asked:?}") };
+    assert_eq!(new.disks[0].bus(), DiskBus::Sata);
 }
 
 #[test]

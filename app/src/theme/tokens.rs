@@ -16,7 +16,7 @@ pub mod size {
     pub const GAP_PAGE: f32 = 24.0;
     /// Corners of buttons and fields.
     pub const RADIUS: u8 = 6;
-    /// Corners of a guest's picture.
+    /// Corners of a guest's picture and its frame: hardly round, because a guest's first letter is in the corner.
     pub const RADIUS_PICTURE: u8 = 2;
     /// Corners of cards, pictures and windows.
     pub const RADIUS_LARGE: u8 = 10;

@@ -47,7 +47,7 @@ pub trait UiExt {
     /// A row of a menu, with its key at the right. `reason` says why it can't be used now.
     fn menu_item(&mut self, icon: &str, label: &str, key: &str, reason: Option<&str>) -> Response;
     /// A guest's picture inside `rect`, in its own proportions; a dark screen when there is none.
-    fn picture(&mut self, rect: egui::Rect, texture: Option<&egui::TextureHandle>, radius: u8);
+    fn picture(&mut self, rect: egui::Rect, texture: Option<&egui::TextureHandle>);
     /// How much of something is used.
     fn meter(&mut self, used: f32, name: &str);
     /// A tab.
@@ -252,9 +252,9 @@ impl UiExt for Ui {
         }
     }
 
-    fn picture(&mut self, rect: egui::Rect, texture: Option<&egui::TextureHandle>, radius: u8) {
+    fn picture(&mut self, rect: egui::Rect, texture: Option<&egui::TextureHandle>) {
         let t = self.tokens();
-        let corners = CornerRadius::same(radius);
+        let corners = CornerRadius::same(size::RADIUS_PICTURE);
         self.painter().rect_filled(rect, corners, t.screen);
         if texture.is_none() {
             let font = FontId::proportional(rect.height() * 0.5);
@@ -264,7 +264,6 @@ impl UiExt for Ui {
             let own = texture.size_vec2();
             let scale = (rect.width() / own.x.max(1.0)).min(rect.height() / own.y.max(1.0));
             let place = egui::Rect::from_center_size(rect.center(), own * scale);
-            // Hardly round: a guest's first letter is in the corner.
             egui::Image::new(texture).corner_radius(size::RADIUS_PICTURE).paint_at(self, place);
         }
         let line = Stroke::new(size::LINE, t.border);
@@ -497,14 +496,14 @@ impl UiExt for Ui {
     fn dark_screen(&mut self, size: egui::Vec2, icon: &str, word: &str) -> Response {
         let t = self.tokens();
         let (rect, response) = self.allocate_exact_size(size, Sense::click());
-        self.painter().rect_filled(rect, CornerRadius::same(size::RADIUS), t.screen);
+        self.painter().rect_filled(rect, CornerRadius::same(size::RADIUS_PICTURE), t.screen);
         let font = FontId::proportional(size::ICON_HERO);
         let lift = vec2(0.0, 14.0);
         self.painter().text(rect.center() - lift, egui::Align2::CENTER_CENTER, icon, font, t.on_screen);
         let font = FontId::proportional(size::TEXT);
         self.painter().text(rect.center() + lift * 1.4, egui::Align2::CENTER_CENTER, word, font, t.on_screen);
         name(&response, WidgetType::Image, true, word);
-        focus_ring(self, &response, size::RADIUS);
+        focus_ring(self, &response, size::RADIUS_PICTURE);
         response
     }
 }

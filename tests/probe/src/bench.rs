@@ -1,6 +1,7 @@
 //! Benchmarks: what a driver sees of a device's speed. One line each, `bench NAME: VALUE UNIT`.
 
 use crate::dma::Dma;
+use crate::drivers::ahci::{self, Port, Queued, ata};
 use crate::drivers::blk::{Disk, MAX_DEPTH, SECTOR, request, status};
 use crate::drivers::gpu::{FORMAT_BGRX, Gpu, Rect};
 use crate::drivers::{lapic, nvme};
@@ -8,6 +9,7 @@ use crate::drivers::virtio::{PATIENCE_MICROS, feature, kind};
 use crate::machine::Machine;
 use crate::random::XorShift;
 use crate::report::{Failure, Outcome, Summary};
+use crate::tests::ahci::port;
 use crate::trap::VECTOR_TIMER;
 use crate::{cpu, dma, ensure, println, text, time, trap};
 
@@ -20,6 +22,10 @@ const BENCHES: &[(&str, Bench)] = &[
     ("blk-seq-write", |machine| disk(Virtio::open(machine)?, Access::Write, Pattern::Sequential)),
     ("blk-rand-read", |machine| disk(Virtio::open(machine)?, Access::Read, Pattern::Random)),
     ("blk-rand-write", |machine| disk(Virtio::open(machine)?, Access::Write, Pattern::Random)),
+    ("sata-seq-read", |machine| disk(Sata::open(machine)?, Access::Read, Pattern::Sequential)),
+    ("sata-seq-write", |machine| disk(Sata::open(machine)?, Access::Write, Pattern::Sequential)),
+    ("sata-rand-read", |machine| disk(Sata::open(machine)?, Access::Read, Pattern::Random)),
+    ("sata-rand-write", |machine| disk(Sata::open(machine)?, Access::Write, Pattern::Random)),
     ("nvme-seq-read", |machine| disk(Nvme::open(machine)?, Access::Read, Pattern::Sequential)),
     ("nvme-seq-write", |machine| disk(Nvme::open(machine)?, Access::Write, Pattern::Sequential)),
     ("nvme-rand-read", |machine| disk(Nvme::open(machine)?, Access::Read, Pattern::Random)),
@@ -146,6 +152,70 @@ impl Target for Virtio {
 
     fn close(self) -> Outcome<()> {
         self.disk.device.reset()
+    }
+}
+
+/// The first SATA disk, by queued commands; a transfer's slot is its tag.
+struct Sata {
+    port: Port,
+    sectors: u64,
+    /// Tags by what became of them: bits.
+    prepared: u32,
+    issued: u32,
+    ended: u32,
+}
+
+impl Sata {
+    fn open(machine: &Machine) -> Outcome<Sata> {
+        let port = port(machine, 0, ahci::SIGNATURE_ATA)?;
+        let identity = Dma::new(SECTOR);
+        let ended = port.ata(ata::IDENTIFY, 0, 0, ahci::Direction::In, &[identity])?;
+        ensure!(ended.ok && port.queues(&identity), "the disk queues no commands");
+        let sectors = identity.read::<u64>(200) & 0xffff_ffff_ffff;
+        Ok(Sata { port, sectors, prepared: 0, issued: 0, ended: 0 })
+    }
+}
+
+impl Target for Sata {
+    fn sectors(&self) -> u64 {
+        self.sectors
+    }
+
+    fn read_only(&self) -> bool {
+        // ATA has no sign for it: a write says so.
+        false
+    }
+
+    fn submit(&mut self, slot: usize, access: Access, sector: u64, memory: &Dma) {
+        let command = if access == Access::Read { ata::READ_QUEUED } else { ata::WRITE_QUEUED };
+        self.port.prepare(slot, &Queued { command, address: sector, memory: *memory });
+        self.prepared |= 1 << slot;
+    }
+
+    fn notify(&mut self) {
+        self.port.issue(self.prepared);
+        self.issued |= self.prepared;
+        self.prepared = 0;
+    }
+
+    fn done(&mut self) -> Outcome<Option<usize>> {
+        if self.ended == 0 {
+            ensure!(!self.port.failed(), "a command failed");
+            self.port.acknowledge();
+            self.ended = self.issued & !self.port.active();
+            self.issued &= !self.ended;
+        }
+        let slot = self.ended.trailing_zeros();
+        self.ended &= self.ended.wrapping_sub(1);
+        Ok((slot < u32::BITS).then_some(slot as usize))
+    }
+
+    fn vector(&self) -> u8 {
+        self.port.vector()
+    }
+
+    fn close(self) -> Outcome<()> {
+        Ok(())
     }
 }
 

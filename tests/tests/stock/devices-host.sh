@@ -7,9 +7,12 @@ if [[ -z ${INSIDE-} ]]; then
 fi
 set -e
 disk=$SCRATCH/disk-$$.img
+sata=$SCRATCH/sata-$$.img
 readonly=$SCRATCH/readonly-$$.img
+readonly_sata=$SCRATCH/readonly-sata-$$.img
 for ((i = 0; i < 16; i++)); do cat pattern; done > "$disk"
-truncate --size 1M "$readonly"
+cp "$disk" "$sata"
+truncate --size 1M "$readonly" "$readonly_sata"
 
 ip tuntap add tap0 mode tap
 ip address add 10.9.8.1/24 dev tap0
@@ -17,8 +20,17 @@ ip link set tap0 up
 busybox httpd -f -p 10.9.8.1:8080 -h . &
 
 orangery boot --headless --kernel "$KERNEL" --initrd "$INITRD" --cmdline 'console=ttyS0 quiet panic=-1' \
-    --memory 512 --cpus 2 --disk "$disk" --disk "$readonly,ro" --cdrom "$CDROM" --net tap=tap0
+    --memory 512 --cpus 2 --disk "$disk" --disk "$readonly,ro" --cdrom "$CDROM" --net tap=tap0 \
+    --disk "$sata,bus=sata" --disk "$readonly_sata,ro,bus=sata"
 
 cmp --bytes 1M --ignore-initial 0:8M pattern "$disk" && echo 'ok disk-copied'
 cmp --bytes 1M --ignore-initial 0:4M /dev/zero "$disk" && echo 'ok disk-discarded'
 cmp --bytes 1M --ignore-initial 0:5M pattern "$disk" && echo 'ok disk-neighbour'
+
+# Only the generic kernel has a driver for the other one.
+if [[ -n ${SATA-} ]]; then
+    cmp --bytes 1M --ignore-initial 0:8M pattern "$sata" && echo 'ok sata-copied'
+    cmp --bytes 1M --ignore-initial 0:4M /dev/zero "$sata" && echo 'ok sata-trimmed'
+    cmp --bytes 1M --ignore-initial 0:5M pattern "$sata" && echo 'ok sata-neighbour'
+fi
+cmp --bytes 1M /dev/zero "$readonly_sata" && echo 'ok sata-untouched'

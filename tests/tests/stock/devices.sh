@@ -42,5 +42,17 @@ if [ -e /modules/virtio_gpu.ko ]; then
     check cdrom mount -t iso9660 -o ro /dev/sr0 /mnt
     check cdrom-read [ -d /mnt/boot/grub ]
     check cdrom-whole sh -c 'dd if=/dev/sr0 bs=64k | wc -c > /tmp/size; [ "$(cat /tmp/size)" = $(($(cat /sys/block/sr0/size) * 512)) ]'
+
+    # As the first virtio disk. The kernel may find the read-only one first.
+    sata=sda other=sdb
+    [ "$(cat /sys/block/sda/size)" = 32768 ] || sata=sdb other=sda
+    check sata-size [ "$(cat /sys/block/$sata/size)" = 32768 ]
+    check sata-queue [ "$(cat /sys/block/$sata/device/queue_depth)" -ge 31 ]
+    check sata-solid-state [ "$(cat /sys/block/$sata/queue/rotational)" = 0 ]
+    check sata-cache has 'write back' /sys/block/$sata/queue/write_cache
+    check sata-copy dd if=/dev/$sata of=/dev/$sata bs=64k count=16 seek=128 conv=fsync
+    check sata-trim blkdiscard -o 4194304 -l 1048576 /dev/$sata
+    check sata-read sh -c "dd if=/dev/$sata bs=1M count=1 | cmp - /pattern"
+    check sata-refuses refused dd if=/dev/zero of=/dev/$other bs=4k count=1 conv=fsync
 fi
 echo finished

@@ -114,7 +114,7 @@ fn row(ui: &mut Ui, view: &View<'_>, machine: &Machine, selected: bool) -> Respo
     }
     let inner = rect.shrink(size::GAP);
     let picture = egui::Rect::from_min_size(inner.min, size::ROW_PICTURE);
-    ui.picture(picture, view.pictures.get(&machine.name), size::RADIUS);
+    ui.picture(picture, view.pictures.get(&machine.name));
     let mut words = inner;
     words.min.x = picture.right() + 10.0;
     let mut ui_words = ui.new_child(UiBuilder::new().max_rect(words));

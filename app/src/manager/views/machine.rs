@@ -165,8 +165,8 @@ fn picture(ui: &mut Ui, view: &mut View<'_>, machine: &Machine, screen: egui::Ve
             let (rect, response) = ui.allocate_exact_size(screen, Sense::click());
             let label = format!("The screen of {}", machine.name);
             response.widget_info(|| WidgetInfo::labeled(WidgetType::Image, true, &label));
-            ui.picture(rect, Some(texture), size::RADIUS);
-            focus_ring(ui, &response, size::RADIUS);
+            ui.picture(rect, Some(texture));
+            focus_ring(ui, &response, size::RADIUS_PICTURE);
             response
         }
         None => {

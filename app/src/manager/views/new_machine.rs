@@ -33,7 +33,8 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>) {
                 ui.horizontal_wrapped(|ui| {
                     let wrong = (!errors.is_empty()).then_some("Mend what is marked first");
                     let waiting = matches!(draft.source, Some((_, None))).then_some("The file is being looked at");
-                    let reason = wrong.or(waiting);
+                    let making = draft.making.then_some("It is being made");
+                    let reason = wrong.or(waiting).or(making);
                     let blocked = blocked.then_some("This host can't run virtual machines yet: see the notice above");
                     if ui.tool_button(Tone::Good, icon::START, "Create and start", reason.or(blocked)).clicked() {
                         view.ask(Action::Create { start: true });

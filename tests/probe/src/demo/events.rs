@@ -48,6 +48,8 @@ type Ranges = [(u32, u32); 2];
 pub struct Sources {
     devices: [Option<(Input, Ranges)>; MAX_DEVICES],
     ps2: Option<Ps2>,
+    /// Every event is printed too.
+    echo: bool,
 }
 
 /// The decoder's state between bytes.
@@ -70,7 +72,8 @@ impl Sources {
             *slot = Some((input, ranges));
         }
         let none = devices.iter().all(Option::is_none);
-        Sources { devices, ps2: (none && i8042::present()).then(Ps2::start) }
+        let echo = machine.words.has("inputecho");
+        Sources { devices, ps2: (none && i8042::present()).then(Ps2::start), echo }
     }
 
     /// What the devices are, for a person.
@@ -84,8 +87,11 @@ impl Sources {
 
     /// Hands over everything that has happened since the last call.
     pub fn poll(&mut self, mut tell: impl FnMut(Happening)) {
-        for (input, ranges) in self.devices.iter_mut().flatten() {
+        for (device, (input, ranges)) in self.devices.iter_mut().flatten().enumerate() {
             while let Some(event) = input.poll() {
+                if self.echo {
+                    event.print(device);
+                }
                 if let Some(happening) = translate(event, ranges) {
                     tell(happening);
                 }

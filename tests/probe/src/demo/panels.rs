@@ -74,7 +74,8 @@ fn brand() -> Text {
             }
         }
     }
-    name
+    // Some hosts leave it empty.
+    if name.as_str().trim().is_empty() { text!("x86-64") } else { name }
 }
 
 /// Frames so far and in a second: the line below the facts.
@@ -107,7 +108,7 @@ pub fn results(canvas: &Canvas, layout: &Layout, summary: &Summary) {
         let name = if result.ok.is_some() { palette::TEXT } else { palette::DIM };
         canvas.text(row, row.left + layout.units(20), row.top, layout.scale, name, result.name.as_str());
         let details = if result.ok.is_none() { "not there" } else { result.details.as_str() };
-        fit(canvas, layout, Area { left: row.left + layout.units(104), ..row }, palette::DIM, details);
+        fit(canvas, layout, Area { left: row.left + layout.units(128), ..row }, palette::DIM, details);
     }
 }
 

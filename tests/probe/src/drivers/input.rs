@@ -3,6 +3,7 @@
 use crate::dma::Dma;
 use crate::drivers::pci::Function;
 use crate::drivers::virtio::{Device, Queue, Segment};
+use crate::println;
 use crate::report::Outcome;
 use crate::text::Text;
 
@@ -43,6 +44,13 @@ pub struct Event {
     pub code: u16,
     /// Value.
     pub value: u32,
+}
+
+impl Event {
+    /// Prints it as device number `device`'s.
+    pub fn print(&self, device: usize) {
+        println!("input device={device} kind={} code={} value={}", self.kind, self.code, self.value as i32);
+    }
 }
 
 /// A started input device with its event queue full of buffers.

@@ -2,7 +2,7 @@
 
 use crate::crc::Crc32;
 use crate::dma::Dma;
-use crate::drivers::ahci::{self, Controller, Direction, Port, ata};
+use crate::drivers::ahci::{self, Controller, Direction, Port, Queued, ata};
 use crate::machine::Machine;
 use crate::random::XorShift;
 use crate::report::{Failure, Outcome};
@@ -11,6 +11,8 @@ use crate::{ensure, fail, text, time};
 
 const CD_SECTOR: usize = 2048;
 const ATA_SECTOR: usize = 512;
+/// Unit of whole-disk passes.
+const CHUNK: usize = 256 * 1024;
 /// The sector with the first volume descriptor (ECMA-119 §6.2.1).
 const VOLUME_SECTOR: u32 = 16;
 const TEST_UNIT_READY: u8 = 0x00;
@@ -25,7 +27,8 @@ const UNIT_ATTENTION: u8 = 6;
 const NO_MEDIUM: u8 = 0x3a;
 const MEDIUM_PATIENCE_MICROS: u64 = 30_000_000;
 
-fn port(machine: &Machine, index: usize, signature: u32) -> Outcome<Port> {
+/// The `index`th port with a device of this signature, started.
+pub fn port(machine: &Machine, index: usize, signature: u32) -> Outcome<Port> {
     let mut left = index;
     for function in machine.pci.class(ahci::CLASS) {
         let controller = Controller::open(function)?;
@@ -189,9 +192,9 @@ fn ata_string(identity: &Dma, word: usize, words: usize) -> Text {
     text!("{}", text.as_str().trim())
 }
 
-/// Identity, and the last sectors written, read and put back.
+/// Identity, errors, and the last sectors written, read and put back: by one command, by queued ones, and trimmed.
 pub fn disk(machine: &Machine, index: usize) -> Outcome {
-    const SECTORS: u16 = 8;
+    const SECTORS: u16 = ahci::QUEUE as u16;
     let port = port(machine, index, ahci::SIGNATURE_ATA)?;
     let identity = Dma::new(512);
     let ended = port.ata(ata::IDENTIFY, 0, 0, Direction::In, &[identity])?;
@@ -209,16 +212,116 @@ pub fn disk(machine: &Machine, index: usize) -> Outcome {
         Ok(())
     };
     run(ata::READ_DMA_EXT, saved, Direction::In)?;
+    let beyond = port.ata(ata::READ_DMA_EXT, sectors, 1, Direction::In, &[back.part(0, ATA_SECTOR)])?;
+    ensure!(!beyond.ok, "a read past the end succeeds");
+    let queues = port.queues(&identity);
+    if queues {
+        queue_error(&port, sectors, &back)?;
+        queued(&port, ata::READ_QUEUED, start, &back)?;
+        ensure!(back.bytes() == saved.bytes(), "queued reads differ from one that is not");
+    }
+    let how = if queues { "queued" } else { "not queued" };
+    let model = ata_string(&identity, 27, 20);
     if !machine.may_write() {
-        return Ok(text!("port {}, '{}', {sectors} sectors, read", port.number, ata_string(&identity, 27, 20)));
+        return Ok(text!("port {}, '{model}', {sectors} sectors, read, {how}", port.number));
     }
     XorShift::new(99).fill(&out);
-    let result =
-        run(ata::WRITE_DMA_EXT, out, Direction::Out).and_then(|()| run(ata::READ_DMA_EXT, back, Direction::In));
+    let ended = port.ata(ata::WRITE_DMA_EXT, start, 1, Direction::Out, &[saved.part(0, ATA_SECTOR)])?;
+    if !ended.ok {
+        run(ata::READ_DMA_EXT, back, Direction::In)?;
+        ensure!(back.bytes() == saved.bytes(), "a refused write changed the disk");
+        return Ok(text!("port {}, '{model}', {sectors} sectors, read-only, {how}", port.number));
+    }
+    let trims = identity.read::<u16>(2 * 169) & 1 != 0;
+    let result = run(ata::WRITE_DMA_EXT, out, Direction::Out)
+        .and_then(|()| run(ata::READ_DMA_EXT, back, Direction::In))
+        .and_then(|()| {
+            ensure!(out.bytes() == back.bytes(), "what was written reads back differently");
+            if queues {
+                XorShift::new(101).fill(&out);
+                queued(&port, ata::WRITE_QUEUED, start, &out)?;
+                back.fill(0);
+                queued(&port, ata::READ_QUEUED, start, &back)?;
+                ensure!(out.bytes() == back.bytes(), "what queued commands wrote reads back differently");
+            }
+            if trims { trim(&port, start, u64::from(SECTORS), &out, &back) } else { Ok(()) }
+        });
     run(ata::WRITE_DMA_EXT, saved, Direction::Out)?;
     result?;
-    ensure!(out.bytes() == back.bytes(), "what was written reads back differently");
     let ended = port.ata(ata::FLUSH_EXT, 0, 0, Direction::In, &[])?;
     ensure!(ended.ok, "FLUSH CACHE EXT failed with error {:#x}", ended.error);
-    Ok(text!("port {}, '{}', {sectors} sectors", port.number, ata_string(&identity, 27, 20)))
+    let trimmed = if trims { ", trim" } else { "" };
+    Ok(text!("port {}, '{model}', {sectors} sectors, {how}{trimmed}", port.number))
+}
+
+/// Memory from `start` on, a queued command for each part of it, the last sectors first.
+fn queued(port: &Port, command: u8, start: u64, memory: &Dma) -> Outcome<()> {
+    let each = memory.len() / ahci::QUEUE;
+    let commands: [Queued; ahci::QUEUE] = core::array::from_fn(|tag| {
+        let at = (ahci::QUEUE - 1 - tag) * each;
+        Queued { command, address: start + (at / ATA_SECTOR) as u64, memory: memory.part(at, each) }
+    });
+    let left = port.queue(&commands)?;
+    ensure!(left == 0, "queued commands {left:#x} failed");
+    Ok(())
+}
+
+/// A queued command that fails is named in the log, and stops no later one.
+fn queue_error(port: &Port, sectors: u64, memory: &Dma) -> Outcome<()> {
+    let good = Queued { command: ata::READ_QUEUED, address: 0, memory: memory.part(0, ATA_SECTOR) };
+    let beyond = Queued { address: sectors, ..good };
+    let left = port.queue(&[good, beyond])?;
+    ensure!(left & 2 != 0, "a queued read past the end succeeds");
+    let log = Dma::new(ATA_SECTOR);
+    let ended = port.ata(ata::READ_LOG_EXT, 0x10, 1, Direction::In, &[log])?;
+    ensure!(ended.ok, "READ LOG EXT failed with error {:#x}", ended.error);
+    ensure!(log.bytes()[0] == 1, "the log names tag {:#x} rather than the one that failed", log.bytes()[0]);
+    Ok(())
+}
+
+/// All but the first and the last sector of a region, which holds `out`.
+fn trim(port: &Port, start: u64, sectors: u64, out: &Dma, back: &Dma) -> Outcome<()> {
+    let range = Dma::new(ATA_SECTOR);
+    range.fill(0);
+    range.write(0, (start + 1) | (sectors - 2) << 48);
+    let ended = port.ata(ata::DATA_SET_MANAGEMENT, 0, 1, Direction::Out, &[range])?;
+    ensure!(ended.ok, "TRIM failed with error {:#x}", ended.error);
+    let ended = port.ata(ata::READ_DMA_EXT, start, sectors as u16, Direction::In, &[*back])?;
+    ensure!(ended.ok, "a read after TRIM failed with error {:#x}", ended.error);
+    let room = out.len();
+    let kept = [0..ATA_SECTOR, room - ATA_SECTOR..room].into_iter();
+    ensure!(kept.clone().all(|at| out.bytes()[at.clone()] == back.bytes()[at]), "TRIM changed sectors beside its range");
+    Ok(())
+}
+
+/// `diskfill=SEED` writes a pattern over the whole first disk by queued commands, `diskverify=SEED` compares it.
+pub fn pattern(machine: &Machine, index: usize) -> Outcome {
+    let fill = machine.words.number("diskfill");
+    let verify = machine.words.number("diskverify");
+    if index > 0 || fill.or(verify).is_none() {
+        return Err(Failure::Absent);
+    }
+    let port = port(machine, 0, ahci::SIGNATURE_ATA)?;
+    let identity = Dma::new(512);
+    let ended = port.ata(ata::IDENTIFY, 0, 0, Direction::In, &[identity])?;
+    ensure!(ended.ok && port.queues(&identity), "the disk queues no commands");
+    let size = (identity.read::<u64>(200) & 0xffff_ffff_ffff) as usize * ATA_SECTOR;
+    ensure!(size.is_multiple_of(CHUNK), "the disk has {size} bytes, no multiple of {CHUNK}");
+    let [wanted, read] = [Dma::new(CHUNK), Dma::new(CHUNK)];
+    for (seed, command) in [(fill, ata::WRITE_QUEUED), (verify, ata::READ_QUEUED)] {
+        let Some(seed) = seed else { continue };
+        let mut random = XorShift::new(seed);
+        for at in (0..size).step_by(CHUNK) {
+            random.fill(&wanted);
+            let memory = if command == ata::WRITE_QUEUED { wanted } else { read };
+            queued(&port, command, (at / ATA_SECTOR) as u64, &memory)?;
+            let mut pairs = wanted.bytes().iter().zip(memory.bytes());
+            if let Some(offset) = pairs.position(|(wanted, read)| wanted != read) {
+                fail!("byte {} of the disk is not what seed {seed} gives", at + offset);
+            }
+        }
+    }
+    let ended = port.ata(ata::FLUSH_EXT, 0, 0, Direction::In, &[])?;
+    ensure!(ended.ok, "FLUSH CACHE EXT failed with error {:#x}", ended.error);
+    Ok(text!("{size} bytes"))
 }

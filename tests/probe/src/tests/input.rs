@@ -10,7 +10,8 @@ use crate::{ensure, println, text, time};
 /// The escape key, whose release ends an echo: evdev code, and set 1 scan code.
 const KEY_ESC: u16 = 1;
 const SCAN_ESC_RELEASE: u8 = 0x81;
-const ECHO_SECONDS: u64 = 30;
+/// The other side may be a busy computer: this only ends what hangs.
+const ECHO_SECONDS: u64 = 300;
 const MAX_DEVICES: usize = 4;
 const ABS_X: u16 = 0;
 
@@ -55,7 +56,7 @@ pub fn echo(machine: &Machine, index: usize) -> Outcome {
         for (device, input) in inputs.iter_mut().flatten().enumerate() {
             while let Some(event) = input.poll() {
                 events += 1;
-                println!("input device={device} kind={} code={} value={}", event.kind, event.code, event.value as i32);
+                event.print(device);
                 end |= event.kind == event::KEY && event.code == KEY_ESC && event.value == 0;
             }
         }

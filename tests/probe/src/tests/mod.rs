@@ -1,6 +1,6 @@
 //! The self-test: a table of tests, one file for each device.
 
-mod ahci;
+pub mod ahci;
 mod blk;
 mod console;
 mod cpu;
@@ -48,6 +48,7 @@ const TESTS: &[(&str, Test)] = &[
     ("gpu", gpu::test),
     ("cdrom", ahci::cdrom),
     ("disk", ahci::disk),
+    ("disk-pattern", ahci::pattern),
     ("nvme", nvme::test),
     ("nvme-pattern", nvme::pattern),
     ("tpm", tpm::test),

@@ -1,0 +1,446 @@
+//! The windows, driven as a person drives them: with key presses and clicks on a virtual desktop, where controls are
+//! found by what a screen reader knows of them. Screenshots stay in `artifacts/windows-*`.
+
+use std::fs;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use orangery_tests::desktop::{Desktop, HOST_KEY, Window};
+use orangery_tests::kvm::Kvm;
+use orangery_tests::screen::{Font, Image};
+use orangery_tests::{media, orangery, report};
+
+/// How long firmware and GRUB may take: a software KVM that shares its computer needs minutes.
+const BOOT: Duration = Duration::from_secs(1200);
+/// How often a guest's screen is looked at while it starts.
+const LOOK: Duration = Duration::from_millis(500);
+/// The console's bars above and below the guest's picture, pixels.
+const TOOLBAR: usize = 40;
+const BARS: usize = 66;
+
+/// evdev codes.
+mod key {
+    pub const ESC: u16 = 1;
+    pub const CTRL: u16 = 29;
+    pub const A: u16 = 30;
+    pub const SHIFT: u16 = 42;
+    pub const X: u16 = 45;
+    pub const B: u16 = 48;
+    pub const ALT: u16 = 56;
+    pub const DELETE: u16 = 111;
+    pub const BUTTON_LEFT: u16 = 0x110;
+}
+
+/// A desktop, where there is a /dev/kvm; otherwise the test is counted as skipped.
+fn desktop(test: &str, name: &str) -> Result<Option<Desktop>> {
+    if Kvm::detect() == Kvm::None {
+        report::skip(2, test, "there is no usable /dev/kvm");
+        return Ok(None);
+    }
+    let mut desktop = Desktop::start(name, 1280, 960)?;
+    desktop.listen()?;
+    Ok(Some(desktop))
+}
+
+/// A machine of the desktop's library. It is powered off when the test ends, however it does: its process is not the
+/// test's.
+struct Machine<'d> {
+    desktop: &'d Desktop,
+    name: &'static str,
+    font: Font,
+}
+
+impl Machine<'_> {
+    /// What `orangery` with these words prints.
+    fn orangery(&self, words: &[&str]) -> Result<String> {
+        let output = self.desktop.command(orangery()?).args(words).output().context("could not run orangery")?;
+        ensure!(output.status.success(), "orangery {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// The guest's screen as the machine has it, if it is on.
+    fn screen(&self) -> Option<Image> {
+        let path = self.desktop.folder().join("guest.png");
+        self.orangery(&["screenshot", self.name, path.to_str()?]).ok()?;
+        Image::read(&path).ok()
+    }
+
+    /// The text on a screen, without the lines below it and the cursor's line.
+    fn read(&self, screen: &Image) -> String {
+        self.font.read(screen).trim_end().trim_end_matches(['_', '\u{FFFD}']).trim_end().to_owned()
+    }
+
+    /// The text on the guest's screen.
+    fn text(&self) -> Result<String> {
+        thread::sleep(LOOK);
+        Ok(self.screen().map(|screen| self.read(&screen)).unwrap_or_default())
+    }
+
+    /// Waits until the window shows, pixel by pixel, what the guest does, and the text there is as wanted.
+    fn shows(&self, window: &Window<'_>, what: &str, wanted: impl Fn(&str) -> bool) -> Result<String> {
+        self.desktop.within(BOOT, what, || {
+            thread::sleep(LOOK);
+            let Some(guest) = self.screen() else { return Ok(None) };
+            let text = self.read(&guest);
+            // The guest's screen may change between the two pictures: then the next ones tell.
+            let seen = wanted(&text) && window.screenshot("window")?.find(&guest).is_some();
+            Ok(seen.then_some(text))
+        })
+    }
+}
+
+impl Drop for Machine<'_> {
+    fn drop(&mut self) {
+        // It may have stopped, or never been made.
+        let _ = self.orangery(&["stop", self.name, "--force"]);
+    }
+}
+
+#[test]
+fn a_disc_is_opened_started_seen_typed_to_and_turned_off() -> Result<()> {
+    let Some(mut desktop) = desktop("a_disc_is_opened_started_seen_typed_to_and_turned_off", "windows-disc")? else {
+        return Ok(());
+    };
+    fs::copy(media::grub_rescue_iso()?, desktop.home().join("grub.iso")).context("could not copy the disc")?;
+    let program = desktop.command(orangery()?);
+    desktop.launch("manager", program)?;
+    let machine = Machine { desktop: &desktop, name: "grub", font: Font::vga()? };
+    let manager = desktop.window("^Orangery$")?;
+    manager.control("What would you like to run?")?;
+    manager.screenshot("1-empty")?;
+
+    manager.press("Open a file")?;
+    desktop.until("the keyboard in the path", || Ok(manager.control("Path")?.focused.then_some(())))?;
+    manager.type_text("grub")?;
+    manager.control("grub.iso")?;
+    manager.screenshot("2-open")?;
+    manager.keys(&["Return"])?;
+    manager.control("Create and start")?;
+    manager.screenshot("3-new")?;
+    manager.press("Create and start")?;
+
+    let console = desktop.window("grub .+ Orangery$")?;
+    console.focus()?;
+    console.screenshot("4-started")?;
+    // 1:1, so that the window's pixels are the guest's.
+    console.host("c")?;
+    machine.shows(&console, "GRUB's menu", |text| text.contains("for a command-line"))?;
+    console.screenshot("5-menu")?;
+    // The menu starts its first entry after half a minute, finds no such system, and comes back when a key is pressed.
+    let mut last = String::new();
+    desktop.within(BOOT, "GRUB's prompt", || {
+        let text = machine.text()?;
+        // The countdown goes on while the key is on its way.
+        let screen: String = text.chars().filter(|c| !c.is_ascii_digit()).collect();
+        if (text.contains("for a command-line") || text.contains("Press any key")) && screen != last {
+            console.keys(&["c"])?;
+            last = screen;
+        }
+        Ok(text.contains("grub>").then_some(()))
+    })?;
+    // What was pressed too often is on the line.
+    console.keys(&["ctrl+u"])?;
+    machine.shows(&console, "an empty line", |text| text.ends_with("grub>"))?;
+    // Key by key, because a guest this slow loses what is typed faster, as on any computer.
+    let command = "echo Seen";
+    for end in 1..=command.len() {
+        console.type_text(&command[end - 1..end])?;
+        let line = format!("grub> {}", &command[..end]);
+        machine.shows(&console, &line, |text| text.ends_with(line.trim_end()))?;
+    }
+    console.keys(&["Return"])?;
+    machine.shows(&console, "the answer", |text| text.lines().any(|line| line == "Seen"))?;
+    let typed = console.screenshot("6-typed")?;
+
+    console.close()?;
+    console.control("Keep running")?;
+    desktop.until("the dialog's picture", || {
+        Ok((console.screenshot("7-closing")?.differences(&typed) > 1000).then_some(()))
+    })?;
+    console.press("Cancel")?;
+    desktop.until("the dialog's end", || Ok((!console.shows("Keep running")?).then_some(())))?;
+    assert!(console.is_open()?, "Cancel closed the window");
+    // The machine goes on without a window, and gets a new one.
+    console.close()?;
+    console.press("Keep running")?;
+    desktop.until("the window's end", || Ok((!console.is_open()?).then_some(())))?;
+    manager.control("grub, running")?;
+    manager.screenshot("8-running")?;
+    manager.press("Show console")?;
+    let console = desktop.window("grub .+ Orangery$")?;
+    console.control("Power menu")?;
+    console.close()?;
+    console.press("Power off")?;
+    desktop.until("the window's end", || Ok((!console.is_open()?).then_some(())))?;
+    manager.control("grub, stopped")?;
+    manager.screenshot("9-stopped")?;
+    let state: serde_json::Value = serde_json::from_str(&machine.orangery(&["show", "grub", "--json"])?)?;
+    assert_eq!(state["state"], "stopped");
+
+    // To the trash and back.
+    manager.focus()?;
+    manager.keys(&["Delete"])?;
+    manager.control("What would you like to run?")?;
+    manager.screenshot("10-deleted")?;
+    manager.press("Undo")?;
+    manager.control("grub, stopped")?;
+
+    // Its settings stick.
+    manager.resize(1200, 900)?;
+    manager.press("Hardware")?;
+    manager.press("Add a drive")?;
+    manager.press("Save changes")?;
+    desktop.until("the kept settings", || {
+        let machine: serde_json::Value = serde_json::from_str(&machine.orangery(&["show", "grub", "--json"])?)?;
+        Ok((machine["config"]["cdroms"].as_array().context("the machine has no drives")?.len() == 2).then_some(()))
+    })?;
+    manager.screenshot("11-settings")?;
+    Ok(())
+}
+
+/// The events that the probe printed: kind, code, value.
+fn events(log: &str) -> Vec<(u16, u16, i32)> {
+    let event = |line: &str| {
+        let words = line.trim_end().strip_prefix("input device=")?;
+        let number = |name: &str| words.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+        Some((number("kind")?.parse().ok()?, number("code")?.parse().ok()?, number("value")?.parse().ok()?))
+    };
+    log.lines().filter_map(event).collect()
+}
+
+/// The probe in a window.
+struct Probe<'d> {
+    desktop: &'d Desktop,
+    log: PathBuf,
+    heard: usize,
+}
+
+impl Probe<'_> {
+    fn log(&self) -> Result<String> {
+        Ok(String::from_utf8_lossy(&fs::read(&self.log).context("could not read the probe's log")?).into_owned())
+    }
+
+    /// Waits until the probe has printed the text.
+    fn says(&self, text: &str) -> Result<()> {
+        self.desktop.until(&format!("'{text}' from the probe"), || Ok(self.log()?.contains(text).then_some(())))
+    }
+
+    /// Waits until just these keys and buttons went down (true) and up, since it was last asked.
+    fn hears(&mut self, expected: &[(u16, bool)]) -> Result<()> {
+        let mut heard = Vec::new();
+        let result = self.desktop.until("the keys in the guest", || {
+            heard = keys(&events(&self.log()?));
+            Ok((heard.len() >= self.heard + expected.len()).then_some(()))
+        });
+        let new = heard.get(self.heard..).unwrap_or_default().to_vec();
+        result.with_context(|| format!("the guest heard {new:?} of {expected:?}"))?;
+        assert_eq!(new, expected);
+        self.heard = heard.len();
+        Ok(())
+    }
+}
+
+fn keys(events: &[(u16, u16, i32)]) -> Vec<(u16, bool)> {
+    events.iter().filter(|event| event.0 == 1).map(|event| (event.1, event.2 != 0)).collect()
+}
+
+#[test]
+fn keys_and_pointer_of_the_console_reach_the_guest_and_none_is_left_down() -> Result<()> {
+    let test = "keys_and_pointer_of_the_console_reach_the_guest_and_none_is_left_down";
+    let Some(mut desktop) = desktop(test, "windows-input")? else { return Ok(()) };
+    let kernel = desktop.home().join("probe.elf");
+    fs::write(&kernel, orangery_assets::PROBE_ELF).context("could not write the probe")?;
+    let mut program = desktop.command(orangery()?);
+    program.arg("boot").arg("--kernel").arg(&kernel).args(["--cmdline", "test=cpu demo inputecho", "--memory", "128"]);
+    desktop.launch("probe", program)?;
+    let other = desktop.command("xev");
+    desktop.launch("other", other)?;
+    let mut probe = Probe { desktop: &desktop, log: desktop.folder().join("probe.log"), heard: 0 };
+    let (console, other) = (desktop.window(".+ Orangery$")?, desktop.window("Event Tester")?);
+    probe.says("probe: demo ")?;
+
+    // The guest follows the window's size, and a pixel of the window is one of the guest's.
+    console.focus()?;
+    console.resize(1000, 700 + BARS)?;
+    probe.says("probe: demo 1000x700 on virtio-gpu")?;
+    // egui knows of the new size when the status bar says so.
+    console.control("1000 × 700")?;
+    console.screenshot("1-demo")?;
+
+    // Keys, with and without Shift, which xdotool lets go before the letter.
+    console.type_text("aB")?;
+    probe.hears(&[
+        (key::A, true),
+        (key::A, false),
+        (key::SHIFT, true),
+        (key::B, true),
+        (key::SHIFT, false),
+        (key::B, false),
+    ])?;
+
+    // The pointer, exactly; a click; the wheel.
+    let axis = |pixel: usize, pixels: usize| ((pixel as f64 + 0.5) / pixels as f64 * 32767.0).round() as i32;
+    console.click(700, TOOLBAR + 333)?;
+    probe.hears(&[(key::BUTTON_LEFT, true), (key::BUTTON_LEFT, false)])?;
+    let all = events(&probe.log()?);
+    let last = |code| all.iter().rfind(|event| event.0 == 3 && event.1 == code).map(|event| event.2);
+    assert_eq!((last(0), last(1)), (Some(axis(700, 1000)), Some(axis(333, 700))));
+    console.wheel(true)?;
+    console.wheel(false)?;
+    let wheel = |log: &str| -> Vec<i32> {
+        events(log).iter().filter(|event| event.0 == 2 && event.1 == 8).map(|event| event.2).collect()
+    };
+    desktop.until("the wheel in the guest", || Ok((wheel(&probe.log()?).len() >= 2).then_some(())))?;
+    assert_eq!(wheel(&probe.log()?), [1, -1]);
+    console.screenshot("2-input")?;
+
+    // A key that is down when the window loses the keyboard is let go, once.
+    console.hold("x", true)?;
+    probe.hears(&[(key::X, true)])?;
+    other.focus()?;
+    probe.hears(&[(key::X, false)])?;
+    other.hold("x", false)?;
+    console.focus()?;
+
+    // Ctrl+Alt+Del is the host key and Del. The host key itself is not the guest's.
+    console.host("Delete")?;
+    let (down, up) = ([key::CTRL, key::ALT, key::DELETE], [key::DELETE, key::ALT, key::CTRL]);
+    probe.hears(&[down.map(|key| (key, true)), up.map(|key| (key, false))].concat())?;
+
+    // A screenshot is the guest's picture, in the person's folder for pictures.
+    console.host("e")?;
+    let pictures = desktop.home().join("Pictures");
+    let shot = desktop.until("the screenshot", || {
+        let mut files = fs::read_dir(&pictures).into_iter().flatten().flatten();
+        Ok(files.next().and_then(|file| Image::read(&file.path()).ok()))
+    })?;
+    assert_eq!((shot.width, shot.height), (1000, 700));
+
+    // Over the whole screen and back: the guest follows, and has the keys.
+    console.host("f")?;
+    probe.says("probe: demo 1280x960 on virtio-gpu")?;
+    console.screenshot("3-full-screen")?;
+    console.keys(&["a"])?;
+    probe.hears(&[(key::A, true), (key::A, false)])?;
+    console.host("f")?;
+    desktop.until("the window's old size", || Ok((console.size()? == (1000, 700 + BARS)).then_some(())))?;
+    desktop.until("the guest's old size", || {
+        let log = probe.log()?;
+        let last = log.lines().rfind(|line| line.contains("probe: demo "));
+        Ok(last.is_some_and(|line| line.contains("1000x700")).then_some(()))
+    })?;
+
+    // In a dialog the keys are the dialog's.
+    console.close()?;
+    console.control("Cancel")?;
+    assert!(!console.shows("Keep running")?, "a machine that nobody keeps cannot go on without its window");
+    console.screenshot("4-closing")?;
+    console.type_text("x")?;
+    console.keys(&["Escape"])?;
+    desktop.until("the dialog's end", || Ok((!console.shows("Cancel")?).then_some(())))?;
+    console.keys(&["Escape"])?;
+    // The Escape that closed the dialog was not the guest's.
+    probe.hears(&[(key::ESC, true), (key::ESC, false)])?;
+    console.close()?;
+    console.press("Power off")?;
+    desktop.until("the window's end", || Ok((!console.is_open()?).then_some(())))
+}
+
+#[test]
+fn a_guest_without_a_tablet_has_the_pointer_from_a_click_to_the_host_key() -> Result<()> {
+    let test = "a_guest_without_a_tablet_has_the_pointer_from_a_click_to_the_host_key";
+    let Some(mut desktop) = desktop(test, "windows-capture")? else { return Ok(()) };
+    let kernel = desktop.home().join("probe.elf");
+    fs::write(&kernel, orangery_assets::PROBE_ELF).context("could not write the probe")?;
+    let mut program = desktop.command(orangery()?);
+    program.arg("boot").arg("--kernel").arg(&kernel);
+    program.args(["--cmdline", "test=ps2-echo ps2echo then=idle", "--memory", "128"]);
+    desktop.launch("probe", program)?;
+    let probe = Probe { desktop: &desktop, log: desktop.folder().join("probe.log"), heard: 0 };
+    let console = desktop.window(".+ Orangery$")?;
+    probe.says("probe: ps2 echo ready")?;
+    console.focus()?;
+    console.control("Click to capture")?;
+    // Packets of the mouse: three bytes, of which the first has the buttons, the next two the movement.
+    let packets = |log: &str| -> Vec<[i32; 3]> {
+        let byte = |line: &str| i32::from_str_radix(line.trim_end().strip_prefix("ps2 mouse ")?, 16).ok();
+        let bytes: Vec<i32> = log.lines().filter_map(byte).collect();
+        let signed = |value: i32, negative: bool| if negative { value - 256 } else { value };
+        let packet = |p: &[i32]| [p[0] & 7, signed(p[1], p[0] & 0x10 != 0), signed(p[2], p[0] & 0x20 != 0)];
+        bytes.chunks_exact(3).map(packet).collect()
+    };
+    let moved = |log: &str| packets(log).iter().fold((0, 0), |sum, p| (sum.0 + p[1], sum.1 - p[2]));
+
+    // Without a capture the guest gets nothing; the click that captures is not the guest's.
+    console.point(200, 200)?;
+    console.point(260, 230)?;
+    console.click(300, 250)?;
+    console.control("Captured")?;
+    console.screenshot("1-captured")?;
+    assert_eq!(packets(&probe.log()?), Vec::<[i32; 3]>::new());
+    console.nudge(30, -20)?;
+    desktop.until("the movement", || Ok((moved(&probe.log()?) == (30, -20)).then_some(())))?;
+    // Farther than the window reaches.
+    for _ in 0..20 {
+        console.nudge(100, 10)?;
+    }
+    desktop.until("the way beyond the edge", || Ok((moved(&probe.log()?) == (2030, 180)).then_some(())))?;
+    console.press_button()?;
+    desktop.until("the button", || {
+        let buttons: Vec<i32> = packets(&probe.log()?).iter().map(|packet| packet[0]).collect();
+        Ok((buttons.ends_with(&[1, 0])).then_some(()))
+    })?;
+
+    // The host key gives the pointer back.
+    console.keys(&[HOST_KEY])?;
+    console.control("Click to capture")?;
+    let before = packets(&probe.log()?).len();
+    console.point(200, 200)?;
+    console.point(400, 300)?;
+    console.keys(&["a"])?;
+    // Keys are the guest's as long as the window has the keyboard; set 1: 1e goes down, 9e up.
+    probe.says("ps2 keyboard 9e")?;
+    assert_eq!(packets(&probe.log()?).len(), before);
+    console.keys(&["Escape"])?;
+    probe.says("test ps2-echo: ok")?;
+    console.close()?;
+    console.press("Power off")?;
+    desktop.until("the window's end", || Ok((!console.is_open()?).then_some(())))
+}
+
+#[test]
+fn the_demo_moves_and_shows_what_is_typed() -> Result<()> {
+    let Some(mut desktop) = desktop("the_demo_moves_and_shows_what_is_typed", "windows-demo")? else {
+        return Ok(());
+    };
+    let mut program = desktop.command(orangery()?);
+    program.arg("demo");
+    desktop.launch("demo", program)?;
+    let probe = Probe { desktop: &desktop, log: desktop.folder().join("demo.log"), heard: 0 };
+    let console = desktop.window("Demo .+ Orangery$")?;
+    console.focus()?;
+    console.resize(1152, 720 + BARS)?;
+    probe.says("probe: demo 1152x720 on virtio-gpu")?;
+    console.control("1152 × 720")?;
+    if let Some(line) = probe.log()?.lines().find(|line| line.contains(": FAIL")) {
+        bail!("the demo's own test: {line}");
+    }
+    // The picture moves, the panel of what is typed does not.
+    let panel = |image: &Image| image.part(20, TOOLBAR + 570, 400, 120);
+    let mut last = console.screenshot("1-demo")?;
+    desktop.until("a moving picture", || {
+        let before = std::mem::replace(&mut last, console.screenshot("1-demo")?);
+        let drawn = last.colours(0..last.width, TOOLBAR..last.height - TOOLBAR) > 100;
+        Ok((drawn && last.differences(&before) > 0 && panel(&last) == panel(&before)).then_some(()))
+    })?;
+    console.type_text("Hello")?;
+    desktop.until("the typed text", || {
+        let image = console.screenshot("2-typed")?;
+        Ok((panel(&image).differences(&panel(&last)) > 100).then_some(()))
+    })?;
+    console.close()?;
+    console.press("Power off")?;
+    desktop.until("the window's end", || Ok((!desktop.is_busy()).then_some(())))
+}
