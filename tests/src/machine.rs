@@ -47,8 +47,18 @@ impl<'h> Machine<'h> {
 
     /// The same, for a machine that may run for `life`.
     pub fn start_for(host: &'h Host, name: &str, flags: &str, life: Duration) -> Result<Self> {
+        let create = format!("{}orangery create {name} {flags}", preamble(host)?);
+        host.run("create", &create, COMMAND)?.success()?;
+        Self::run(host, name, life)
+    }
+
+    /// Starts a machine that was created before and has stopped.
+    pub fn restart(host: &'h Host, name: &str) -> Result<Self> {
+        Self::run(host, name, LIFE)
+    }
+
+    fn run(host: &'h Host, name: &str, life: Duration) -> Result<Self> {
         let preamble = preamble(host)?;
-        host.run("create", &format!("{preamble}orangery create {name} {flags}"), COMMAND)?.success()?;
         let mut run = host.spawn("run", &format!("{preamble}exec orangery --json run {name} --headless"), life)?;
         run.wait_for("stdout", "\"started\"")?;
         let serial = host.spawn("serial", &format!("{preamble}exec orangery console {name}"), life)?;
@@ -57,13 +67,32 @@ impl<'h> Machine<'h> {
 
     /// Runs a verb of `orangery` on it: the words before its name and those after, in the shell's syntax.
     pub fn verb(&self, verb: &str, arguments: &str) -> Result<Output> {
-        let line = format!("{}exec orangery {verb} {} {arguments}", preamble(self.host)?, self.name);
-        self.host.run(verb, &line, COMMAND)
+        Self::verb_of(self.host, verb, &self.name, arguments)
+    }
+
+    /// The same for a machine that need not run.
+    pub fn verb_of(host: &Host, verb: &str, name: &str, arguments: &str) -> Result<Output> {
+        let line = format!("{}exec orangery {verb} {name} {arguments}", preamble(host)?);
+        host.run(verb, &line, COMMAND)
     }
 
     /// Waits until the guest's serial port has said the text; all that it said so far.
     pub fn wait_for_serial(&mut self, text: &str) -> Result<String> {
         self.serial.wait_for("stdout", text)
+    }
+
+    /// Waits until the guest's serial port has said the text so many times; all that it said so far.
+    pub fn wait_for_serial_times(&mut self, text: &str, times: usize) -> Result<String> {
+        loop {
+            let said = self.serial.stdout();
+            if said.matches(text).count() >= times {
+                return Ok(said);
+            }
+            if self.serial.ended()?.is_some() && self.serial.stdout().matches(text).count() < times {
+                bail!("the serial port fell silent before '{text}' came {times} times; it said:\n{said}");
+            }
+            std::thread::sleep(LOOK);
+        }
     }
 
     /// Looks at its screen until the text there is as wanted; the text. The last picture stays in the script's folder.

@@ -62,6 +62,76 @@ pub fn version(package: &str) -> Result<String> {
     Ok(version.with_context(|| format!("apt does not know the package {package}"))?.to_owned())
 }
 
+/// memtest86+ as a UEFI application, which nobody has signed.
+pub fn memtest_efi() -> Result<PathBuf> {
+    Ok(unpacked("memtest86+")?.join("boot/memtest86+x64.efi"))
+}
+
+/// The first stage of the distribution's signed boot loader, which Microsoft has signed: from the package shim-signed.
+pub fn shim() -> Result<PathBuf> {
+    Ok(unpacked("shim-signed")?.join("usr/lib/shim/shimx64.efi.signed"))
+}
+
+/// The second stage, signed by the distribution, in its form for CDs: it reads /boot/grub/grub.cfg of the disc that has
+/// a file /.disk/info.
+pub fn grub_cd() -> Result<PathBuf> {
+    Ok(unpacked("grub-efi-amd64-signed")?.join("usr/lib/grub/x86_64-efi-signed/gcdx64.efi.signed"))
+}
+
+/// Makes a disk of one FAT file system without partitions, with these files: each is a name and what it holds.
+pub fn fat_disk(path: &Path, files: &[(&str, &str)]) -> Result<()> {
+    run(Command::new("mformat").args(["-C", "-T", "8192", "-h", "1", "-s", "1", "-i"]).arg(path).arg("::"))?;
+    for (name, content) in files {
+        let file = path.with_extension("content");
+        fs::write(&file, content).context("could not write a disk's file")?;
+        run(Command::new("mcopy").arg("-i").arg(path).arg(&file).arg(format!("::{name}")))?;
+    }
+    Ok(())
+}
+
+/// Makes a CD that UEFI starts (El Torito, a FAT image): `programs` are files of its folder EFI/BOOT, of which
+/// `BOOTX64.EFI` is started; `files` are the disc's own. Each is a name and the file to copy. The disc, in `folder`.
+pub fn uefi_disc(folder: &Path, programs: &[(&str, &Path)], files: &[(&str, &Path)]) -> Result<PathBuf> {
+    let tree = tempfile::tempdir_in(folder).context("could not make a folder for a disc")?;
+    let image = tree.path().join("efi.img");
+    let mut size = 0;
+    for (_, program) in programs {
+        size += fs::metadata(program).with_context(|| format!("{} is missing", program.display()))?.len();
+    }
+    // In sectors, with some room for the file system.
+    let sectors = (size / 512 + 2048).to_string();
+    run(Command::new("mformat").args(["-C", "-T", &sectors, "-h", "1", "-s", "1", "-i"]).arg(&image).arg("::"))?;
+    run(Command::new("mmd").arg("-i").arg(&image).args(["::EFI", "::EFI/BOOT"]))?;
+    for (name, program) in programs {
+        run(Command::new("mcopy").arg("-i").arg(&image).arg(program).arg(format!("::EFI/BOOT/{name}")))?;
+    }
+    for (name, file) in files {
+        let to = tree.path().join(name);
+        if let Some(parent) = to.parent() {
+            fs::create_dir_all(parent).context("could not make a folder of a disc")?;
+        }
+        fs::copy(file, &to).with_context(|| format!("could not copy {}", file.display()))?;
+    }
+    let disc = folder.join("uefi.iso");
+    run(Command::new("xorriso")
+        .args([
+            "-report_about",
+            "WARNING",
+            "-as",
+            "mkisofs",
+            "-R",
+            "-V",
+            "UEFI",
+            "-e",
+            "efi.img",
+            "-no-emul-boot",
+            "-o",
+        ])
+        .arg(&disc)
+        .arg(tree.path()))?;
+    Ok(disc)
+}
+
 /// An unpacked kernel.
 #[derive(Debug, Clone)]
 pub struct Kernel {

@@ -174,7 +174,7 @@ fn grub_starts_from_a_sata_disk() -> Result<()> {
 fn memtest86_runs_and_counts() -> Result<()> {
     Host::with_shared(|host| {
         let disc = media::memtest_iso()?;
-        let flags = format!("--memory 64 --cpus 1 --net none --cdrom '{}'", disc.display());
+        let flags = format!("--firmware bios --memory 64 --cpus 1 --net none --cdrom '{}'", disc.display());
         let mut machine = Machine::start(host, "memtest", &flags)?;
         let first =
             machine.wait_for_screen("memtest86+", |text| text.contains("Memtest86+") && text.contains("Time:"))?;

@@ -23,8 +23,8 @@ pub enum Firmware {
 pub enum UefiSupport {
     /// As it should.
     Good,
-    /// Its KVM interprets what firmware does, which takes very long.
-    Slow,
+    /// Its KVM is software alone, without VT-x or AMD-V, and lacks instructions that OVMF begins with.
+    Software,
     /// It has none.
     Missing,
 }
@@ -40,7 +40,7 @@ impl UefiSupport {
         match vmm_core::vm::uefi_firmware(false) {
             Err(_) => UefiSupport::Missing,
             Ok(_) if hardware => UefiSupport::Good,
-            Ok(_) => UefiSupport::Slow,
+            Ok(_) => UefiSupport::Software,
         }
     }
 }
@@ -93,15 +93,15 @@ impl Firmware {
         let (bios, uefi) = starts(medium);
         match (self, support) {
             (Firmware::Bios, _) if uefi && !bios => Some("This medium starts on UEFI only"),
-            (Firmware::Bios, UefiSupport::Slow) if uefi => {
-                Some("BIOS, because this host has no VT-x or AMD-V: UEFI would take very long to start")
+            (Firmware::Bios, UefiSupport::Software) if uefi => {
+                Some("BIOS, because this host has no VT-x or AMD-V, without which UEFI does not start")
             }
             (Firmware::Bios, UefiSupport::Missing) if uefi => {
                 Some("BIOS, because no UEFI firmware is installed (package ovmf)")
             }
             (Firmware::Bios, _) => None,
             (_, _) if bios && !uefi => Some("This medium starts on a BIOS only"),
-            (_, UefiSupport::Slow) => Some("This host has no VT-x or AMD-V: UEFI takes very long to start"),
+            (_, UefiSupport::Software) => Some("This host has no VT-x or AMD-V: UEFI does not start here"),
             (_, UefiSupport::Missing) => Some("No UEFI firmware is installed: install the package ovmf"),
             (_, UefiSupport::Good) => None,
         }
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn the_medium_decides_where_it_leaves_no_choice() {
-        for support in [UefiSupport::Good, UefiSupport::Slow, UefiSupport::Missing] {
+        for support in [UefiSupport::Good, UefiSupport::Software, UefiSupport::Missing] {
             assert_eq!(Firmware::choose(Some(&iso(true, false)), support), Firmware::Bios);
             assert_eq!(Firmware::choose(Some(&iso(false, true)), support), Firmware::Uefi);
         }
@@ -139,7 +139,7 @@ mod tests {
     fn where_there_is_a_choice_the_host_decides() {
         for medium in [Some(&iso(true, true)), Some(&iso(false, false)), None] {
             assert_eq!(Firmware::choose(medium, UefiSupport::Good), Firmware::Uefi);
-            assert_eq!(Firmware::choose(medium, UefiSupport::Slow), Firmware::Bios);
+            assert_eq!(Firmware::choose(medium, UefiSupport::Software), Firmware::Bios);
             assert_eq!(Firmware::choose(medium, UefiSupport::Missing), Firmware::Bios);
         }
     }
@@ -149,8 +149,8 @@ mod tests {
         let remark = |firmware: Firmware, bios, uefi, support| firmware.remark(Some(&iso(bios, uefi)), support);
         use Firmware::{Bios, Uefi};
         assert_eq!(remark(Uefi, true, true, UefiSupport::Good), None);
-        assert_eq!(remark(Bios, true, false, UefiSupport::Slow), None);
-        assert!(remark(Bios, true, true, UefiSupport::Slow).unwrap().contains("VT-x"));
+        assert_eq!(remark(Bios, true, false, UefiSupport::Software), None);
+        assert!(remark(Bios, true, true, UefiSupport::Software).unwrap().contains("VT-x"));
         assert!(remark(Bios, true, true, UefiSupport::Missing).unwrap().contains("ovmf"));
         assert!(remark(Uefi, false, true, UefiSupport::Missing).unwrap().contains("ovmf"));
         assert!(remark(Uefi, true, false, UefiSupport::Good).unwrap().contains("BIOS only"));

@@ -35,7 +35,8 @@ pub enum Firmware {
 impl Firmware {
     fn flags(self) -> &'static str {
         match self {
-            Firmware::Bios | Firmware::Direct => "",
+            Firmware::Bios => "--firmware bios",
+            Firmware::Direct => "",
         }
     }
 }

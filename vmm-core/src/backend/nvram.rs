@@ -93,6 +93,15 @@ impl Nvram {
         &self.contents
     }
 
+    /// A copy of all of it.
+    pub fn copy(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.contents.len()];
+        if let Some(all) = self.contents.slice(0, bytes.len()) {
+            all.copy_to(&mut bytes);
+        }
+        bytes
+    }
+
     /// Writes a part of the contents to the file.
     pub fn keep(&self, offset: usize, len: usize) -> io::Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
@@ -145,12 +154,6 @@ fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn bytes(nvram: &Nvram) -> Vec<u8> {
-        let mut bytes = vec![0; nvram.contents().len()];
-        nvram.contents().slice(0, bytes.len()).unwrap().copy_to(&mut bytes);
-        bytes
-    }
-
     fn poke(nvram: &Nvram, offset: usize, byte: u8) {
         nvram.contents().slice(offset, 1).unwrap().copy_from(&[byte]);
     }
@@ -161,14 +164,14 @@ mod tests {
         let path = dir.path().join("nvram.fd");
         let template = vec![0xff; 0x2000];
         let nvram = Nvram::open(&path, &template).unwrap();
-        assert_eq!(bytes(&nvram), template);
+        assert_eq!(nvram.copy(), template);
         poke(&nvram, 0x1234, 7);
         poke(&nvram, 0x1235, 8);
         nvram.keep(0x1234, 1).unwrap();
         nvram.sync().unwrap();
         drop(nvram);
         let again = Nvram::open(&path, &vec![0; 0x2000]).unwrap();
-        assert_eq!(bytes(&again)[0x1233..0x1236], [0xff, 7, 0xff]);
+        assert_eq!(again.copy()[0x1233..0x1236], [0xff, 7, 0xff]);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
@@ -207,6 +210,6 @@ mod tests {
         poke(&nvram, 0, 1);
         nvram.keep(0, 0x1000).unwrap();
         nvram.sync().unwrap();
-        assert_eq!(bytes(&nvram)[..2], [1, 3]);
+        assert_eq!(nvram.copy()[..2], [1, 3]);
     }
 }

@@ -4,7 +4,7 @@ pub mod acpi;
 pub mod bios;
 pub mod layout;
 pub mod linux;
-mod secure_boot;
+pub mod secure_boot;
 pub mod uefi;
 
 use std::path::PathBuf;
@@ -56,6 +56,14 @@ pub enum BootError {
     NoSecureBoot {
         /// What is there and why it can't be used, or nothing.
         skipped: String,
+    },
+    /// The variables have no keys, with which a firmware with Secure Boot checks nothing.
+    #[error(
+        "the variable store {path} has no Secure Boot keys, so that nothing would be checked; reset the machine's UEFI variables to start with Microsoft's"
+    )]
+    NoKeys {
+        /// The store.
+        path: PathBuf,
     },
     /// It does not fit in the machine's memory.
     #[error("{what} needs more memory than the machine has ({memory_mib} MiB); give it more")]

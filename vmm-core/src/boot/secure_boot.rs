@@ -1,5 +1,5 @@
 //! Whether a UEFI firmware enforces Secure Boot: told from its image, for no descriptor says so of a build that needs no
-//! system management mode.
+//! system management mode; and whether its variables hold the keys without which nothing is checked.
 //!
 //! OVMF is a firmware volume (UEFI PI 1.7, volume 3) in whose GUID-defined section (§3.2.5.7) all drivers are, compressed
 //! with LZMA. A build with Secure Boot has the driver of its set-up page among them, by the same switch that has images
@@ -29,6 +29,45 @@ pub fn is_built_in(code: &[u8]) -> bool {
         let done = lzma_rs::lzma_decompress_with_options(&mut io::Cursor::new(packed), &mut unpacked, &options);
         done.is_ok() && places(&unpacked.0, &SECURE_BOOT_CONFIG).next().is_some()
     })
+}
+
+/// The signature of a store of authenticated variables (EDK II's `AuthenticatedVariableFormat.h`):
+/// AAF32C78-947B-439A-A180-2E144EC37792.
+const STORE: [u8; 16] =
+    [0x78, 0x2c, 0xf3, 0xaa, 0x7b, 0x94, 0x9a, 0x43, 0xa1, 0x80, 0x2e, 0x14, 0x4e, 0xc3, 0x77, 0x92];
+/// Bytes of the store's header, and of a variable's before its name.
+const STORE_HEADER: usize = 28;
+const VARIABLE_HEADER: usize = 60;
+/// EFI_GLOBAL_VARIABLE: 8BE4DF61-93CA-11D2-AA0D-00E098032B8C.
+const GLOBAL: [u8; 16] =
+    [0x61, 0xdf, 0xe4, 0x8b, 0xca, 0x93, 0xd2, 0x11, 0xaa, 0x0d, 0x00, 0xe0, 0x98, 0x03, 0x2b, 0x8c];
+/// The platform key's name, UTF-16: while there is one, images are checked (UEFI 2.10 §32.3).
+const PLATFORM_KEY: [u8; 6] = *b"P\0K\0\0\0";
+
+/// Whether a variable store has a platform key.
+pub fn has_keys(store: &[u8]) -> bool {
+    let Some(start) = places(store, &STORE).next() else { return false };
+    let word = |at: usize| match store.get(at..at + 4) {
+        Some(&[a, b, c, d]) => u32::from_le_bytes([a, b, c, d]) as usize,
+        _ => 0,
+    };
+    let mut at = start + STORE_HEADER;
+    // A variable begins with 0x55aa; what is erased, or damaged, ends the list. Each step is a header at least.
+    while store.get(at..at + 2) == Some(&[0xaa, 0x55]) {
+        let state = store.get(at + 2).copied().unwrap_or(0xff);
+        let (name, data) = (word(at + 36), word(at + 40));
+        let body = at + VARIABLE_HEADER;
+        // Added (0x3f), or about to be replaced by one that may not be there (0x3e).
+        if matches!(state, 0x3e | 0x3f)
+            && store.get(at + 44..body) == Some(&GLOBAL)
+            && name == PLATFORM_KEY.len()
+            && store.get(body..body + name) == Some(&PLATFORM_KEY)
+        {
+            return data > 0;
+        }
+        at = body.saturating_add(name).saturating_add(data).min(store.len()).next_multiple_of(4);
+    }
+    false
 }
 
 /// Where the GUID is.
@@ -88,6 +127,47 @@ mod tests {
         assert!(is_built_in(&volume(&with)));
         assert!(!is_built_in(&volume(&[7; 5000])));
         assert!(!is_built_in(&with), "what is not in the section is no driver");
+    }
+
+    /// A store with one variable.
+    fn store(state: u8, name: &str, data: usize) -> Vec<u8> {
+        let name: Vec<u8> = name.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect();
+        let mut bytes = vec![0xee; 0x48];
+        bytes.extend(STORE);
+        bytes.resize(0x48 + STORE_HEADER, 0);
+        for (name, state) in [(b"A\0\0\0".to_vec(), 0x3f), (name, state)] {
+            let start = bytes.len();
+            bytes.extend([0xaa, 0x55, state, 0]);
+            bytes.resize(start + 36, 0);
+            bytes.extend((name.len() as u32).to_le_bytes());
+            bytes.extend((data as u32).to_le_bytes());
+            bytes.extend(GLOBAL);
+            bytes.extend(name);
+            bytes.resize((bytes.len() + data).next_multiple_of(4), 7);
+        }
+        bytes.resize(bytes.len() + 100, 0xff);
+        bytes
+    }
+
+    #[test]
+    fn keys_are_there_when_a_platform_key_is() {
+        assert!(has_keys(&store(0x3f, "PK", 33)));
+        assert!(has_keys(&store(0x3e, "PK", 33)));
+        assert!(!has_keys(&store(0x3d, "PK", 33)), "a deleted key");
+        assert!(!has_keys(&store(0x3f, "PK", 0)));
+        assert!(!has_keys(&store(0x3f, "KEK", 33)));
+        assert!(!has_keys(&[]));
+    }
+
+    #[test]
+    fn no_store_however_damaged_panics_or_hangs() {
+        let whole = store(0x3f, "PK", 33);
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at..].iter_mut().take(4).for_each(|byte| *byte = 0xff);
+            has_keys(&bytes);
+            has_keys(&whole[..at]);
+        }
     }
 
     #[test]

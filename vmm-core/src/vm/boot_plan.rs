@@ -9,7 +9,7 @@ use crate::boot::acpi::{self, AcpiConfig, AcpiFiles, EventLog};
 use crate::boot::bios::Bios;
 use crate::boot::linux::{Entry, Kernel};
 use crate::boot::uefi::Uefi;
-use crate::boot::{BootError, layout};
+use crate::boot::{BootError, layout, secure_boot};
 use crate::config::{Boot, VmConfig};
 use crate::devices::chipset::HostBridge;
 use crate::devices::legacy::{FwCfgError, FwCfgItems, fw_cfg_key as key};
@@ -76,7 +76,13 @@ impl BootPlan {
                     None => Nvram::volatile(&images.variables)
                         .map_err(|source| host("could not allocate the firmware's memory", source)),
                 };
-                variables = Some((code - images.variables.len() as u64, nvram?));
+                let nvram = nvram?;
+                if let (true, Some(path)) = (*secure_boot, path)
+                    && !secure_boot::has_keys(&nvram.copy())
+                {
+                    return Err(BootError::NoKeys { path: path.clone() }.into());
+                }
+                variables = Some((code - images.variables.len() as u64, nvram));
                 Source::Uefi { menu: *menu }
             }
             Boot::Kernel { kernel, initrd, cmdline } => {

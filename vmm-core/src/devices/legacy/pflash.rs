@@ -280,11 +280,8 @@ impl Component for Pflash {
     fn save(&self) -> Result<Section, StateError> {
         let chip = lock(&self.chip);
         let Chip { mode, status, slot: _, unkept: _, failed: _ } = &*chip;
-        let mut contents = vec![0; self.shared.nvram.contents().len()];
-        if let Some(all) = self.shared.nvram.contents().slice(0, contents.len()) {
-            all.copy_to(&mut contents);
-        }
-        Section::encode(&self.name(), &PflashState { mode: *mode, status: *status, contents: Bytes(contents) })
+        let contents = Bytes(self.shared.nvram.copy());
+        Section::encode(&self.name(), &PflashState { mode: *mode, status: *status, contents })
     }
 
     fn restore(&self, section: &Section) -> Result<(), StateError> {

@@ -1,0 +1,140 @@
+//! UEFI on our machine, as the distribution ships it: OVMF's own shell, and systems that start through it.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use orangery_tests::guest::Guest;
+use orangery_tests::machine::Machine;
+use orangery_tests::media::{self, Flavour};
+use orangery_tests::nested::Host;
+use orangery_tests::screen::Image;
+
+/// Runs a test on the shared host, made ready for firmware.
+fn on_host(mut test: impl FnMut(&Host) -> Result<()>) -> Result<()> {
+    Host::with_shared(|host| {
+        host.prepare_for_uefi()?;
+        test(host)
+    })
+}
+
+/// What the shell runs when it starts: it shows a variable of a vendor of its own, and sets it.
+const STARTUP: &str = "\
+setvar Juice -guid 6f72616e-6765-7279-8000-000000000001\r
+setvar Juice -guid 6f72616e-6765-7279-8000-000000000001 -nv -bs =0xc0ffee42\r
+echo all set\r
+";
+/// What it says of the variable when there is none, and when it is there.
+const MISSING: &str = "Unable to get";
+const THERE: &str = "C0 FF EE 42";
+
+#[test]
+fn a_variable_outlasts_the_machine_that_set_it_until_the_variables_are_reset() -> Result<()> {
+    on_host(|host| {
+        let folder = tempfile::tempdir_in(orangery_tests::artifacts()?)?;
+        let disk = folder.path().join("startup.img");
+        media::fat_disk(&disk, &[("startup.nsh", STARTUP)])?;
+        let flags = format!("--firmware uefi --memory 256 --cpus 2 --net none --disk '{}',ro", disk.display());
+        let mut machine = Machine::start(host, "shell", &flags)?;
+        let text = machine.wait_for_serial("all set\r")?;
+        assert!(text.contains("UEFI Interactive Shell") && text.contains(MISSING) && !text.contains(THERE), "{text}");
+        // The firmware's picture, in the size that the monitor asks for: text on black.
+        let shot = machine.verb("screenshot", "shell.png")?.success()?;
+        let picture = Image::read(&shot.folder.join("shell.png"))?;
+        assert_eq!((picture.width, picture.height), (1280, 800));
+        assert!(picture.colours(0..1280, 0..800) > 2, "see {}", shot.folder.display());
+        machine.verb("stop", "--force")?.success()?;
+        machine.wait()?;
+
+        let mut machine = Machine::restart(host, "shell")?;
+        let text = machine.wait_for_serial("all set\r")?;
+        assert!(text.contains(THERE) && !text.contains(MISSING), "{text}");
+        // The guest's own reset comes back to the shell, its variables as they were.
+        machine.verb("send-keys", "'reset -w' enter")?.success()?;
+        let text = machine.wait_for_serial_times("all set\r", 2)?;
+        assert!(text.matches(THERE).count() == 2 && !text.contains(MISSING), "{text}");
+        assert!(machine.verb("nvram-reset", "")?.code != 0, "the variables of a running machine were reset");
+        machine.verb("send-keys", "'reset -s' enter")?.success()?;
+        machine.wait()?.success()?;
+
+        let output = Machine::verb_of(host, "nvram-reset", "shell", "")?.success()?;
+        assert!(output.stdout.contains("reset"), "{}", output.stdout);
+        let mut machine = Machine::restart(host, "shell")?;
+        let text = machine.wait_for_serial("all set\r")?;
+        assert!(text.contains(MISSING) && !text.contains(THERE), "{text}");
+        machine.verb("stop", "--force")?.success()?;
+        Ok(())
+    })
+}
+
+#[test]
+fn memtest86_runs_from_its_disc() -> Result<()> {
+    on_host(|host| {
+        let disc = media::memtest_iso()?;
+        let flags = format!("--firmware uefi --memory 256 --cpus 1 --net none --cdrom '{}'", disc.display());
+        let mut machine = Machine::start(host, "memtest", &flags)?;
+        let first =
+            machine.wait_for_screen("memtest86+", |text| text.contains("Memtest86+") && text.contains("Time:"))?;
+        machine.wait_for_screen("another count", |text| text.contains("Memtest86+") && text != first)?;
+        machine.verb("stop", "--force")?.success()?;
+        Ok(())
+    })
+}
+
+/// Debian's signed boot loaders, its kernel and a script on a CD.
+fn debian_disc(folder: &std::path::Path) -> Result<PathBuf> {
+    let script = include_str!("uefi/guest.sh");
+    let guest = Guest::build(Flavour::Generic, folder, script, &[])?;
+    let (info, config) = (folder.join("info"), folder.join("grub.cfg"));
+    fs::write(&info, "A test\n").context("could not write a disc's file")?;
+    fs::write(&config, include_str!("uefi/grub.cfg")).context("could not write a disc's file")?;
+    let (shim, grub) = (media::shim()?, media::grub_cd()?);
+    let programs = [("BOOTX64.EFI", shim.as_path()), ("grubx64.efi", grub.as_path())];
+    let files = [
+        (".disk/info", info.as_path()),
+        ("boot/grub/grub.cfg", config.as_path()),
+        ("vmlinuz", guest.kernel.as_path()),
+        ("initrd", guest.initrd.as_path()),
+    ];
+    media::uefi_disc(folder, &programs, &files)
+}
+
+/// Starts Debian from its CD with this firmware, and expects these lines from it.
+fn debian_says(firmware: &str, expected: &[&str]) -> Result<()> {
+    on_host(|host| {
+        let folder = tempfile::tempdir_in(orangery_tests::artifacts()?)?;
+        let disc = debian_disc(folder.path())?;
+        let flags = format!("--firmware {firmware} --memory 768 --cpus 2 --net none --cdrom '{}'", disc.display());
+        let mut machine = Machine::start(host, firmware, &flags)?;
+        let text = machine.wait_for_serial("ok done")?;
+        let said: Vec<&str> = text.lines().filter_map(|line| line.trim_end().strip_prefix("ok ")).collect();
+        assert_eq!(said, expected);
+        machine.wait()?.success()?;
+        Ok(())
+    })
+}
+
+#[test]
+fn debian_starts_from_a_cd_and_powers_off() -> Result<()> {
+    debian_says("uefi", &["efi", "memory-map", "ecam", "console efi", "gpu", "done"])
+}
+
+#[test]
+fn debian_s_signed_system_starts_under_secure_boot() -> Result<()> {
+    debian_says("uefi-secure", &["efi", "secure-boot", "memory-map", "ecam", "console efi", "gpu", "done"])
+}
+
+#[test]
+fn a_program_that_nobody_signed_is_refused_under_secure_boot() -> Result<()> {
+    on_host(|host| {
+        let folder = tempfile::tempdir_in(orangery_tests::artifacts()?)?;
+        let program = media::memtest_efi()?;
+        let disc = media::uefi_disc(folder.path(), &[("BOOTX64.EFI", program.as_path())], &[])?;
+        let flags = format!("--firmware uefi-secure --memory 256 --cpus 1 --net none --cdrom '{}'", disc.display());
+        let mut machine = Machine::start(host, "unsigned", &flags)?;
+        let text = machine.wait_for_serial("Access Denied")?;
+        assert!(text.contains("BdsDxe: failed to load"), "{text}");
+        machine.verb("stop", "--force")?.success()?;
+        Ok(())
+    })
+}
