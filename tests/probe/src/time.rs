@@ -6,7 +6,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 /// ACPI PM timer of a q35 machine, and its rate.
 pub const PM_TIMER: u16 = 0x608;
 pub const PM_TIMER_HZ: u64 = 3_579_545;
-const PM_TIMER_MASK: u32 = 0xff_ffff;
+/// The bits that it has.
+pub const PM_TIMER_MASK: u32 = 0xff_ffff;
 /// The PIT's rate.
 pub const PIT_HZ: u64 = 1_193_182;
 /// How long a calibration takes.
@@ -107,6 +108,22 @@ pub fn pit_one_shot(micros: u64) {
     outb(0x42, count as u8);
     outb(0x42, (count >> 8) as u8);
     outb(0x61, (inb(0x61) & !2) | 1);
+}
+
+/// Lets PIT channel 2 count freely, see [`pit_count`].
+pub fn pit_count_freely() {
+    outb(0x61, inb(0x61) & !3);
+    outb(0x43, 0xb4); // channel 2, both bytes, mode 2: from 65536 down, again and again
+    outb(0x42, 0);
+    outb(0x42, 0);
+    outb(0x61, (inb(0x61) & !2) | 1);
+}
+
+/// How many ticks of the PIT have passed since [`pit_count_freely`], modulo 65536.
+pub fn pit_count() -> u16 {
+    outb(0x43, 0x80); // latch channel 2
+    let low = inb(0x42);
+    0u16.wrapping_sub(u16::from_le_bytes([low, inb(0x42)]))
 }
 
 /// Whether the one shot of [`pit_one_shot`] has ended.
