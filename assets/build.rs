@@ -13,6 +13,9 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Bytes of a disk sector.
 const SECTOR: usize = 512;
+/// Sectors of a cylinder by the translation that BIOSes use (63 sectors, 16 heads at least). They read the boot sector by
+/// its CHS address, so a disk of less than one cylinder has none.
+const CYLINDER: usize = 63 * 16;
 /// Where the loader expects its numbers: sectors to read, dwords of the program, entry point (tests/probe/loader).
 const LOADER_NUMBERS: usize = 4;
 /// The most the loader can read below the BIOS's memory.
@@ -50,6 +53,7 @@ fn disk_image(program: &[u8], loader: &[u8]) -> Vec<u8> {
     disk.extend_from_slice(COMMAND_LINE);
     disk.resize(2 * SECTOR, 0);
     disk.append(&mut program);
+    disk.resize(disk.len().next_multiple_of(CYLINDER * SECTOR), 0);
     disk
 }
 
