@@ -191,6 +191,27 @@ fn exit_codes_are_what_help_says() {
 }
 
 #[test]
+fn a_machine_has_the_firmware_that_was_asked_for() {
+    let bench = Bench::new();
+    bench.ok(&["create", "a", "--firmware", "uefi", "--boot-menu"]);
+    let boot = &bench.json(&["show", "a"])["config"]["boot"];
+    assert_eq!((&boot["kind"], &boot["menu"]), (&"uefi".into(), &true.into()));
+    assert!(boot["variables"].as_str().unwrap().ends_with("/a/nvram.fd"), "{boot}");
+    assert_eq!(bench.json(&["nvram-reset", "a"])["had"], false);
+    bench.ok(&["create", "b", "--firmware", "bios"]);
+    assert_eq!(bench.json(&["show", "b"])["config"]["boot"]["kind"], "bios");
+    bench.fails(4, &["nvram-reset", "b"]);
+    bench.fails(3, &["nvram-reset", "nobody"]);
+    bench.fails(2, &["create", "c", "--firmware", "uefi", "--memory", "64"]);
+    bench.fails(2, &["create", "c", "--firmware", "coreboot"]);
+    bench.fails(2, &["create", "c", "--firmware", "bios", "--boot-menu"]);
+    bench.fails(2, &["create", "c", "--firmware", "bios", "--kernel", "x"]);
+    // Too little memory for UEFI gets a BIOS, unasked.
+    bench.ok(&["create", "c", "--memory", "64"]);
+    assert_eq!(bench.json(&["show", "c"])["config"]["boot"]["kind"], "bios");
+}
+
+#[test]
 fn errors_are_json_too() {
     let bench = Bench::new();
     let output = bench.run(&["show", "nobody", "--json"]);

@@ -472,6 +472,10 @@ impl Library {
             Boot::Bios => return Err(no("it starts with a BIOS")),
             Boot::Kernel { .. } => return Err(no("it starts a kernel without firmware")),
         };
+        if !path.starts_with(machine.folder()) {
+            // Its file may name anything: nothing of a person's is removed because of it.
+            return Err(no("they are in a file outside of its folder; remove that yourself"));
+        }
         let _lock = machine.lock()?;
         match std::fs::remove_file(&path) {
             Ok(()) => Ok(true),

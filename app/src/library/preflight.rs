@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::HostLimits;
+use super::{HostLimits, UefiSupport};
 
 /// One thing a host needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +52,7 @@ pub fn preflight(library: &Path) -> Vec<Check> {
     vec![
         kvm(Path::new("/dev/kvm")),
         firmware(&firmware_folders()),
+        uefi(limits.uefi),
         tpm(&program_folders()),
         memory(&limits),
         space(&limits, library),
@@ -248,6 +249,38 @@ fn tpm(folders: &[PathBuf]) -> Check {
     Check { what: WHAT, outcome: Outcome::Good(text) }
 }
 
+fn uefi(support: UefiSupport) -> Check {
+    const WHAT: &str = "Firmware (UEFI)";
+    let text = match support {
+        UefiSupport::Good => "UEFI firmware is installed",
+        UefiSupport::Software => {
+            "UEFI firmware is installed; it needs VT-x or AMD-V, which this host does not have, so machines start with a BIOS"
+        }
+        UefiSupport::Missing => {
+            let cause =
+                "No UEFI firmware is installed: machines start with a BIOS, and what needs UEFI does not start.".into();
+            let command = Some(install_ovmf().into());
+            let cause = Cause { cause, remedy: "Install the package ovmf.".into(), command };
+            return Check { what: WHAT, outcome: Outcome::Warning(cause) };
+        }
+    };
+    Check { what: WHAT, outcome: Outcome::Good(text.into()) }
+}
+
+/// The command that installs OVMF with this host's package manager.
+fn install_ovmf() -> &'static str {
+    installer(
+        Path::new("/usr/bin"),
+        [
+            ("apt-get", "sudo apt-get install ovmf"),
+            ("dnf", "sudo dnf install edk2-ovmf"),
+            ("zypper", "sudo zypper install qemu-ovmf-x86_64"),
+            ("pacman", "sudo pacman -S edk2-ovmf"),
+            ("apk", "sudo apk add ovmf"),
+        ],
+    )
+}
+
 fn memory(limits: &HostLimits) -> Check {
     const WHAT: &str = "Memory";
     let free = super::size::human(limits.memory_available_mib << 20);
@@ -331,6 +364,15 @@ mod tests {
         assert!(words().contains("not installed") && words().contains("swtpm"));
         std::fs::write(dir.path().join("swtpm"), "").unwrap();
         assert_eq!(words(), "swtpm is installed");
+    }
+
+    #[test]
+    fn missing_uefi_firmware_is_a_warning_with_a_package_and_what_it_can_not_do_is_told() {
+        let check = uefi(UefiSupport::Missing);
+        let Outcome::Warning(cause) = &check.outcome else { panic!() };
+        assert!(cause.command.as_deref().is_some_and(|command| command.contains("ovmf")));
+        assert!(can_start(&[check.clone()]));
+        assert!(matches!(uefi(UefiSupport::Software).outcome, Outcome::Good(text) if text.contains("BIOS")));
     }
 
     #[test]

@@ -24,6 +24,31 @@ fn names(library: &Library) -> Vec<String> {
     library.list().unwrap().iter().map(Entry::name).collect()
 }
 
+#[test]
+fn a_machine_with_uefi_keeps_its_variables_in_its_folder_until_they_are_reset() {
+    let (dir, library) = library();
+    let new = NewMachine { boot: Firmware::Uefi.boot(), memory_mib: 256, ..plain("a") };
+    let mut machine = library.create(&new).unwrap();
+    let path = machine.folder().join("nvram.fd");
+    assert!(matches!(&machine.resolved().boot, Boot::Uefi { variables: Some(named), .. } if *named == path));
+    assert!(!library.reset_variables("a").unwrap());
+    std::fs::write(&path, "x").unwrap();
+    let lock = machine.lock().unwrap();
+    assert!(matches!(library.reset_variables("a"), Err(LibraryError::Running { .. })));
+    drop(lock);
+    assert!(path.exists());
+    assert!(library.reset_variables("a").unwrap());
+    assert!(!path.exists());
+    let elsewhere = dir.path().join("letters");
+    std::fs::write(&elsewhere, "dear").unwrap();
+    machine.config.boot = Boot::Uefi { variables: Some(elsewhere.clone()), secure_boot: false, menu: false };
+    library.save(&machine).unwrap();
+    assert!(matches!(library.reset_variables("a"), Err(LibraryError::NoVariables { .. })));
+    assert!(elsewhere.exists());
+    library.create(&plain("b")).unwrap();
+    assert!(matches!(library.reset_variables("b"), Err(LibraryError::NoVariables { .. })));
+}
+
 /// Replaces the machine's file and reads it again.
 fn reread(
     library: &Library,

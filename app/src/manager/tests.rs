@@ -13,7 +13,7 @@ use super::action::{Power, Purpose, Request, Settings, Update, Watch};
 use super::model::{Check, DiskFacts, Failure, Log, Machine, Picture, State};
 use super::picker::Entry;
 use super::{Manager, tokens};
-use crate::library::{HostLimits, Medium, MediumKind, NewDisk, Trashed, UefiSupport};
+use crate::library::{Firmware, HostLimits, Medium, MediumKind, NewDisk, Trashed, UefiSupport};
 use crate::theme::{self, Appearance};
 
 /// A manager, and the other ends of its channels.
@@ -400,6 +400,54 @@ fn a_disks_controller_is_chosen_where_it_is_folded_away() {
     let asked = stage.asked();
     let [Request::Create { new, .. }] = asked.as_slice() else { panic!("{asked:?}") };
     assert_eq!(new.disks[0].bus(), DiskBus::Sata);
+}
+
+#[test]
+fn uefi_variables_are_reset_only_after_a_question() {
+    let mut stage = Stage::with_machines();
+    let mut machines = three();
+    machines[2].config = Ok(VmConfig { boot: Firmware::Uefi.boot(), ..config() });
+    stage.tell(Update::Machines(Ok(machines)));
+    stage.click("Mint, stopped");
+    stage.key(CTRL, Key::Comma);
+    stage.click("Reset variables…");
+    stage.click("Cancel");
+    assert_eq!(stage.asked(), []);
+    stage.click("Reset variables…");
+    stage.click("Reset variables");
+    assert_eq!(stage.asked(), [Request::ResetVariables("Mint".into())]);
+}
+
+#[test]
+fn the_firmware_is_chosen_by_the_medium_and_the_host_and_may_be_changed() {
+    let kind = MediumKind::Iso { label: None, bios: true, uefi: true };
+    let medium = Medium { kind, ..iso() };
+    for (uefi, firmware) in [(UefiSupport::Good, Firmware::Uefi), (UefiSupport::Software, Firmware::Bios)] {
+        let mut stage = Stage::with_machines();
+        let host = HostLimits { uefi, ..HOST };
+        stage.tell(Update::Host(host, vec![]));
+        stage.key(CTRL, Key::N);
+        stage.manager().perform(super::Action::Picked(Purpose::Open, medium.path.clone()));
+        let found = (medium.clone(), medium.suggest(&host));
+        stage.tell(Update::Inspected(medium.path.clone(), Ok(found)));
+        stage.asked();
+        stage.click("More settings");
+        let reason = firmware.remark(Some(&medium.kind), uefi);
+        assert_eq!(reason.is_some(), firmware == Firmware::Bios);
+        assert!(reason.is_none_or(|reason| stage.shows(reason)), "{reason:?} is not shown");
+        let chosen = |stage: &mut Stage| {
+            stage.click("Create");
+            match stage.asked().as_slice() {
+                [Request::Create { new, start: false }] => Firmware::of(&new.boot),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(chosen(&mut stage), Some(firmware));
+        stage.click("UEFI with Secure Boot");
+        assert_eq!(chosen(&mut stage), Some(Firmware::UefiSecure));
+        stage.click("BIOS");
+        assert_eq!(chosen(&mut stage), Some(Firmware::Bios));
+    }
 }
 
 #[test]
