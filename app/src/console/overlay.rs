@@ -303,8 +303,8 @@ fn drives_menu(ui: &mut Ui, model: &Model, asks: &mut Vec<Ask>) {
     }
 }
 
-/// As wide as a tick (figure spaces).
-const NO_TICK: &str = "\u{2007}\u{2007}";
+/// As wide as a tick: an em space, and every icon is an em wide.
+const NO_TICK: &str = "\u{2003}";
 
 fn view_menu(ui: &mut Ui, model: &Model, asks: &mut Vec<Ask>) {
     let tick = |on: bool| if on { icon::CHECK } else { NO_TICK };

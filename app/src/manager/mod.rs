@@ -23,9 +23,11 @@ use std::sync::mpsc::Receiver;
 use egui::{Context, Ui};
 use vmm_core::config::{Boot, DiskConfig};
 
-use self::action::{Action, Command, Power, Purpose, Request, Settings, Update, Watch};
+pub use self::action::Settings;
+use self::action::{Action, Command, Power, Purpose, Request, Update, Watch};
 use self::model::{Failure, Model, Picture};
 use self::picker::{Outcome, Picker};
+pub use self::settings::load as kept_settings;
 use self::state::{Dialog, Draft, Page, Tab, ViewState};
 use self::views::{Pictures, View};
 use crate::library::NewDisk;

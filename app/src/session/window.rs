@@ -11,11 +11,15 @@ use super::run::RunError;
 use super::signals::Signals;
 use super::{Identity, Session, Streams};
 use crate::console::{self, ConsoleSession, Options, Request};
+use crate::manager;
 
 /// How the window of a machine opens.
 pub fn options(title: &str, config: &VmConfig) -> Options {
     let drives = config.cdroms.iter().map(|drive| drive.path.clone()).collect();
-    Options { title: title.into(), drives, ..Options::default() }
+    // As the person has set the manager up, or as the desktop is.
+    let look = manager::kept_settings().unwrap_or_default();
+    let (appearance, text_scale) = (look.appearance, Some(look.scale));
+    Options { title: title.into(), drives, appearance, text_scale, ..Options::default() }
 }
 
 /// Opens the window, starts the machine in it, calls `started`, and stays until the window is done with the machine.
