@@ -74,7 +74,8 @@ impl Initramfs {
         ensure!(output.status.success(), "ldd does not understand {}", path.display());
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         // Each line has a path, the loader's or a library's, behind the name it was asked for by.
-        let libraries = text.lines().filter_map(|line| line.split_ascii_whitespace().find(|word| word.starts_with('/')));
+        let libraries =
+            text.lines().filter_map(|line| line.split_ascii_whitespace().find(|word| word.starts_with('/')));
         for file in libraries.map(Path::new).chain([path]) {
             let inside = file.to_str().context("a path")?.trim_start_matches('/').to_owned();
             if self.programs.insert(inside.clone()) {

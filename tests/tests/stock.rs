@@ -126,7 +126,17 @@ fn debian_s_kernel_and_tpm2_tools_use_the_tpm() -> Result<()> {
         assert!(failed.is_empty(), "{failed:?}, see {}", output.folder.display());
         let passed: Vec<&str> = output.stdout.lines().filter_map(|line| line.trim_end().strip_prefix("ok ")).collect();
         let expected = [
-            "device", "version", "driver", "random", "maker", "pcr-empty", "extend", "extended", "key", "seal", "load",
+            "device",
+            "version",
+            "driver",
+            "random",
+            "maker",
+            "pcr-empty",
+            "extend",
+            "extended",
+            "key",
+            "seal",
+            "load",
             "unseal",
         ];
         assert_eq!(passed, expected, "see {}", output.folder.display());
