@@ -242,8 +242,6 @@ fn the_bios_measures_what_it_starts_into_the_tpm() -> Result<()> {
     // The words are the second sector.
     let words = b"test=tpm\0";
     image[512..512 + words.len()].copy_from_slice(words);
-    // The BIOS wants a disk of a cylinder or more.
-    image.resize(8 << 20, 0);
     fs::write(&disk, image)?;
     let output = bench.boot(&["--tpm", "--cpus", "1", "--memory", "64", "--disk", disk.to_str().context("a path")?])?;
     let text = String::from_utf8_lossy(&output.stdout);
