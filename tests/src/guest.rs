@@ -36,6 +36,17 @@ impl Guest {
     /// A guest that loads all drivers, runs the script with busybox's shell on /dev/console and powers off. `files` are
     /// put into its root folder. The initramfs is written into `folder`.
     pub fn build(flavour: Flavour, folder: &Path, script: &str, files: &[(&str, &[u8])]) -> Result<Self> {
+        Self::with_programs(flavour, folder, script, files, &[])
+    }
+
+    /// The same with programs and libraries of this machine, at their own paths.
+    pub fn with_programs(
+        flavour: Flavour,
+        folder: &Path,
+        script: &str,
+        files: &[(&str, &[u8])],
+        programs: &[&Path],
+    ) -> Result<Self> {
         let kernel = Kernel::fetch(flavour)?;
         let mut drivers = CLOUD_DRIVERS.to_vec();
         if flavour == Flavour::Generic {
@@ -46,6 +57,9 @@ impl Guest {
         fs.file("script", script.as_bytes(), 0o755);
         for (name, content) in files {
             fs.file(name, content, 0o644);
+        }
+        for program in programs {
+            fs.program(program)?;
         }
         fs.modules(&kernel, &drivers)?;
         let initrd = folder.join("guest.initrd");

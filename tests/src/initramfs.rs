@@ -4,8 +4,9 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::media::Kernel;
 
@@ -20,6 +21,7 @@ pub struct Initramfs {
     archive: Vec<u8>,
     inode: u32,
     folders: BTreeSet<String>,
+    programs: BTreeSet<String>,
 }
 
 impl Initramfs {
@@ -62,6 +64,24 @@ impl Initramfs {
     pub fn copy(&mut self, path: &str, from: &Path, permissions: u32) -> Result<()> {
         let content = fs::read(from).with_context(|| format!("could not read {}", from.display()))?;
         self.file(path, &content, permissions);
+        Ok(())
+    }
+
+    /// Adds a program of this machine with every library that it is linked with, at their own paths. One that is there
+    /// already is added once.
+    pub fn program(&mut self, path: &Path) -> Result<()> {
+        let output = Command::new("ldd").arg(path).output().context("could not run ldd")?;
+        ensure!(output.status.success(), "ldd does not understand {}", path.display());
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        // Each line has a path, the loader's or a library's, behind the name it was asked for by.
+        let libraries =
+            text.lines().filter_map(|line| line.split_ascii_whitespace().find(|word| word.starts_with('/')));
+        for file in libraries.map(Path::new).chain([path]) {
+            let inside = file.to_str().context("a path")?.trim_start_matches('/').to_owned();
+            if self.programs.insert(inside.clone()) {
+                self.copy(&inside, file, 0o755)?;
+            }
+        }
         Ok(())
     }
 

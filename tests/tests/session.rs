@@ -145,6 +145,82 @@ fn a_running_machine_is_paused_watched_and_photographed() {
     assert!(told.contains("paused"), "{told}");
 }
 
+/// The processes that `parent` has started and that run still.
+fn children(parent: i32) -> Vec<i32> {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The name is in parentheses and may hold anything; then state and parent.
+        let mut rest = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace();
+        rest.next() != Some("Z") && rest.next() == Some(&parent.to_string())
+    })
+    .collect()
+}
+
+fn ended(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.is_empty() || stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z')
+}
+
+fn wait_until(what: &str, done: impl Fn() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < until, "no {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_machine_that_is_killed_takes_its_tpm_s_process_with_it_and_leaves_the_tpm_s_state() {
+    let name = "a_machine_that_is_killed_takes_its_tpm_s_process_with_it_and_leaves_the_tpm_s_state";
+    let Some(bench) = Bench::new(name) else { return };
+    bench.ok(&["create", "a", "--memory", "64", "--cpus", "1", "--tpm"]);
+    let folder = bench.state()["folder"].as_str().unwrap().to_owned();
+    let state = Path::new(&folder).join("tpm/tpm2-00.permall");
+    bench.ok(&["start", "a", "--headless"]);
+    let pid = bench.pid();
+    let [tpm] = children(pid)[..] else { panic!("{:?}", children(pid)) };
+    let before = std::fs::read(&state).unwrap();
+    assert!(before.len() > 1000, "{} bytes", before.len());
+    signal(pid, libc::SIGKILL);
+    wait_until("end of the TPM's process", || ended(tpm));
+    let after = std::fs::read(&state).unwrap();
+    assert!(after.len() > 1000, "{} bytes", after.len());
+    bench.wait_for("end", |state| state["state"] == "stopped");
+
+    // It is the same TPM: what it keeps begins with its seeds, and it has power again.
+    bench.ok(&["start", "a", "--headless"]);
+    let pid = bench.pid();
+    let [tpm] = children(pid)[..] else { panic!("{:?}", children(pid)) };
+    bench.ok(&["stop", "a", "--force"]);
+    wait_until("end of both", || ended(tpm) && ended(pid));
+    assert!(std::fs::metadata(&state).unwrap().len() > 1000);
+}
+
+#[test]
+fn a_tpm_that_is_killed_is_a_problem_and_the_machine_runs_on() {
+    let Some(bench) = Bench::new("a_tpm_that_is_killed_is_a_problem_and_the_machine_runs_on") else { return };
+    bench.ok(&["create", "a", "--memory", "64", "--cpus", "1", "--tpm"]);
+    bench.ok(&["start", "a", "--headless"]);
+    let [tpm] = children(bench.pid())[..] else { panic!("no TPM") };
+    signal(tpm, libc::SIGKILL);
+    bench.ok(&["reset", "a"]);
+    let state = bench.wait_for("problem", |state| !state["running"]["problem"].is_null());
+    let problem = state["running"]["problem"].as_str().unwrap();
+    assert!(problem.contains("swtpm, the process that is the TPM, has ended"), "{problem}");
+    assert_eq!(state["state"], "running");
+}
+
+#[test]
+fn a_missing_swtpm_is_told_with_what_to_install() {
+    let Some(bench) = Bench::new("a_missing_swtpm_is_told_with_what_to_install") else { return };
+    bench.ok(&["create", "a", "--memory", "64", "--cpus", "1", "--tpm"]);
+    let output = bench.command(&["run", "a", "--headless"]).env("PATH", "/nonexistent").output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && said.contains("install swtpm"), "{said}");
+}
+
 #[test]
 fn a_second_signal_powers_a_machine_off() {
     let Some(bench) = Bench::new("a_second_signal_powers_a_machine_off") else { return };

@@ -1,6 +1,7 @@
 //! Stock systems on our machine, as Debian ships them: kernels with their own drivers, GRUB's rescue disc, memtest86+.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -104,6 +105,43 @@ fn debian_s_cloud_kernel_drives_every_device_it_knows() -> Result<()> {
 fn debian_s_generic_kernel_drives_every_device() -> Result<()> {
     let expected = [COMMON, GENERIC, AFTER, AFTER_GENERIC, LAST].concat();
     Host::with_shared(|host| every_device_works(host, Flavour::Generic, &expected))
+}
+
+#[test]
+fn debian_s_kernel_and_tpm2_tools_use_the_tpm() -> Result<()> {
+    Host::with_shared(|host| {
+        let folder = tempfile::tempdir_in(orangery_tests::artifacts()?)?;
+        // The second is loaded by name.
+        let programs = ["/usr/bin/tpm2", "/usr/lib/x86_64-linux-gnu/libtss2-tcti-device.so.0"].map(Path::new);
+        let script = include_str!("stock/tpm.sh");
+        let guest = Guest::with_programs(Flavour::Generic, folder.path(), script, &[], &programs)?;
+        let (kernel, initrd) = (guest.kernel.display(), guest.initrd.display());
+        let script = format!(
+            "{}exec orangery boot --headless --tpm --memory 512 --cpus 1 --kernel '{kernel}' --initrd '{initrd}' \
+             --cmdline 'console=ttyS0 quiet panic=-1'",
+            preamble(host)?
+        );
+        let output = host.run("tpm", &script, LIMIT)?.success()?;
+        let failed: Vec<&str> = output.stdout.lines().filter(|line| line.starts_with("FAILED")).collect();
+        assert!(failed.is_empty(), "{failed:?}, see {}", output.folder.display());
+        let passed: Vec<&str> = output.stdout.lines().filter_map(|line| line.trim_end().strip_prefix("ok ")).collect();
+        let expected = [
+            "device",
+            "version",
+            "driver",
+            "random",
+            "maker",
+            "pcr-empty",
+            "extend",
+            "extended",
+            "key",
+            "seal",
+            "load",
+            "unseal",
+        ];
+        assert_eq!(passed, expected, "see {}", output.folder.display());
+        Ok(())
+    })
 }
 
 #[test]

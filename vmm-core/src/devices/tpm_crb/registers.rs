@@ -65,8 +65,9 @@ mod ctrl_sts {
     pub const IDLE: u32 = 1 << 1;
 }
 
-/// A CRB (1) of version 1, five localities, transfers of up to 64 bytes, no FIFO, and nothing that could be selected.
-const INTF_ID: u32 = 1 | 1 << 4 | 1 << 8 | 3 << 11 | 1 << 14 | 1 << 17 | 1 << 19;
+/// A CRB (1) of version 1, five localities, idle bypass (a command may be written without asking for Ready before, as
+/// SeaBIOS does), transfers of up to 64 bytes, no FIFO, and nothing that could be selected.
+const INTF_ID: u32 = 1 | 1 << 4 | 1 << 8 | 1 << 9 | 3 << 11 | 1 << 14 | 1 << 17 | 1 << 19;
 /// Vendor and device, as the project's virtio functions name their vendor.
 const INTF_ID_HIGH: u32 = 0x1af4 | 0x0001 << 16;
 
@@ -86,7 +87,7 @@ const HEADER: usize = 10;
 /// What the buffer is good for (PTP 1.05 §6.5.3.3, the states of the interface).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
-    /// It takes no command.
+    /// It waits to be woken: by a request, or by a command's first byte.
     Idle,
     /// It takes a command.
     Ready,
@@ -254,9 +255,12 @@ impl Registers {
     }
 
     fn write_buffer(&mut self, locality: u8, place: u64, byte: u8) {
-        let open = self.has_access(locality) && matches!(self.phase, Phase::Ready | Phase::Complete);
+        let open = self.has_access(locality) && self.phase != Phase::Executing;
         if let Some(kept) = self.buffer.get_mut(place as usize).filter(|_| open) {
             *kept = byte;
+            if self.phase == Phase::Idle {
+                self.phase = Phase::Ready;
+            }
         }
     }
 
@@ -281,7 +285,7 @@ impl Registers {
                 self.cancel = value & 1 != 0;
                 if asked { Effect::Cancel } else { Effect::None }
             }
-            reg::CTRL_START if value & 1 != 0 && matches!(self.phase, Phase::Ready | Phase::Complete) => {
+            reg::CTRL_START if value & 1 != 0 && self.phase != Phase::Executing => {
                 self.phase = Phase::Executing;
                 Effect::Start { locality }
             }

@@ -232,11 +232,22 @@ fn sizes_that_no_command_can_have_are_answered_without_the_tpm() {
 }
 
 #[test]
-fn a_start_without_the_tpm_or_without_ready_or_twice_starts_nothing_more() {
+fn a_command_that_is_written_without_asking_for_ready_is_one_too() {
+    let f = fixture();
+    f.write(0, LOC_CTRL, REQUEST);
+    assert_eq!(f.read(0, INTF_ID) >> 9 & 1, 1, "the device says that it can");
+    assert_eq!(f.read(0, CTRL_STS), 2);
+    f.put(0, &command(10));
+    assert_eq!(f.read(0, CTRL_STS), 0);
+    f.write(0, CTRL_START, 1);
+    f.executor.flush();
+    assert_eq!((f.calls(), f.get(0, 10)), (vec![Call::Execute(0, command(10))], command(10)));
+}
+
+#[test]
+fn a_start_without_the_tpm_or_while_it_works_starts_nothing_more() {
     let f = fixture();
     f.write(0, CTRL_REQ, READY);
-    f.write(0, CTRL_START, 1);
-    f.write(0, LOC_CTRL, REQUEST);
     f.write(0, CTRL_START, 1);
     assert_eq!((f.read(0, CTRL_START), f.read(0, CTRL_STS)), (0, 2));
     f.start(0, &command(10));
