@@ -21,7 +21,7 @@ pub const CLOUD_DRIVERS: &[&str] = &[
 ];
 
 /// Drivers that only the generic kernel has, besides [`CLOUD_DRIVERS`].
-pub const GENERIC_DRIVERS: &[&str] = &["virtio-gpu", "ahci", "sd_mod", "isofs"];
+pub const GENERIC_DRIVERS: &[&str] = &["virtio-gpu", "ahci", "sd_mod", "nvme", "isofs"];
 
 /// A kernel and an initramfs, to be given to `--kernel` and `--initrd`.
 #[derive(Debug)]

@@ -179,6 +179,11 @@ fn the_bios_starts_a_sata_disk() -> Result<()> {
     the_bios_starts_a_disk("the_bios_starts_a_sata_disk", "sata")
 }
 
+#[test]
+fn the_bios_starts_an_nvme_disk() -> Result<()> {
+    the_bios_starts_a_disk("the_bios_starts_an_nvme_disk", "nvme")
+}
+
 /// Has SeaBIOS start the probe's own disk image from a controller.
 fn the_bios_starts_a_disk(name: &str, bus: &str) -> Result<()> {
     let Some(bench) = Bench::new(name)? else { return Ok(()) };

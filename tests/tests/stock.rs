@@ -89,12 +89,27 @@ const GENERIC: &[&str] = &[
     "sata-trim",
     "sata-read",
     "sata-refuses",
+    "nvme-size",
+    "nvme-queues",
+    "nvme-interrupts",
+    "nvme-cache",
+    "nvme-zeroes",
+    "nvme-copy",
+    "nvme-copy-2",
+    "nvme-used-both",
+    "nvme-discard",
+    "nvme-read",
+    "nvme-readonly",
+    "nvme-refuses",
+    "nvme-reset",
+    "nvme-after-reset",
 ];
 /// What the host sees afterwards, and what only after the generic kernel.
 const AFTER: &[&str] = &["disk-copied", "disk-discarded", "disk-neighbour"];
-const AFTER_GENERIC: &[&str] = &["sata-copied", "sata-trimmed", "sata-neighbour"];
+const AFTER_GENERIC: &[&str] =
+    &["sata-copied", "sata-trimmed", "sata-neighbour", "nvme-copied", "nvme-discarded", "nvme-neighbour"];
 /// After any.
-const LAST: &[&str] = &["sata-untouched"];
+const LAST: &[&str] = &["sata-untouched", "nvme-untouched"];
 
 #[test]
 fn debian_s_cloud_kernel_drives_every_device_it_knows() -> Result<()> {
@@ -192,10 +207,20 @@ fn grub_starts_from_its_rescue_disc_and_answers() -> Result<()> {
 
 #[test]
 fn grub_starts_from_a_sata_disk() -> Result<()> {
+    grub_starts_from_a_disk("sata")
+}
+
+#[test]
+fn grub_starts_from_an_nvme_disk() -> Result<()> {
+    grub_starts_from_a_disk("nvme")
+}
+
+/// Has GRUB's rescue system started from a disk behind this controller, and list its files.
+fn grub_starts_from_a_disk(bus: &str) -> Result<()> {
     Host::with_shared(|host| {
         let image = media::grub_rescue_disk()?;
-        let flags = format!("--memory 128 --cpus 1 --net none --disk '{},ro,bus=sata'", image.display());
-        let mut machine = Machine::start(host, "grub-sata", &flags)?;
+        let flags = format!("--memory 128 --cpus 1 --net none --disk '{},ro,bus={bus}'", image.display());
+        let mut machine = Machine::start(host, &format!("grub-{bus}"), &flags)?;
         machine.wait_for_screen("GRUB's menu", |text| {
             text.contains("'c' for a command-line") || text.contains("`c' for a command-line")
         })?;

@@ -54,5 +54,23 @@ if [ -e /modules/virtio_gpu.ko ]; then
     check sata-trim blkdiscard -o 4194304 -l 1048576 /dev/$sata
     check sata-read sh -c "dd if=/dev/$sata bs=1M count=1 | cmp - /pattern"
     check sata-refuses refused dd if=/dev/zero of=/dev/$other bs=4k count=1 conv=fsync
+
+    nvme=nvme0n1 other=nvme1n1
+    [ "$(cat /sys/block/$nvme/size)" = 32768 ] || nvme=nvme1n1 other=nvme0n1
+    check nvme-size [ "$(cat /sys/block/$nvme/size)" = 32768 ]
+    check nvme-queues [ "$(cat /sys/block/$nvme/device/queue_count)" = 3 ]
+    check nvme-interrupts has "${nvme%n1}q2" /proc/interrupts
+    check nvme-cache has 'write back' /sys/block/$nvme/queue/write_cache
+    check nvme-zeroes [ "$(cat /sys/block/$nvme/queue/write_zeroes_max_bytes)" -gt 0 ]
+    # A processor each, so that both queues are used; large enough for lists of either kind.
+    check nvme-copy taskset 1 dd if=/dev/$nvme of=/dev/$nvme bs=256k count=2 seek=32 iflag=direct oflag=direct
+    check nvme-copy-2 taskset 2 dd if=/dev/$nvme of=/dev/$nvme bs=4k skip=128 count=128 seek=2176 conv=fsync
+    check nvme-used-both [ "$(awk -v q="${nvme%n1}q" '$0 ~ q "[12]$" && $2 + $3 > 0' /proc/interrupts | wc -l)" = 2 ]
+    check nvme-discard blkdiscard -o 4194304 -l 1048576 /dev/$nvme
+    check nvme-read sh -c "dd if=/dev/$nvme bs=1M count=1 | cmp - /pattern"
+    check nvme-readonly [ "$(cat /sys/block/$other/ro)" = 1 ]
+    check nvme-refuses refused dd if=/dev/zero of=/dev/$other bs=4k count=1 conv=fsync
+    check nvme-reset sh -c "echo 1 > /sys/block/$nvme/device/reset_controller"
+    check nvme-after-reset sh -c "dd if=/dev/$nvme bs=1M count=1 iflag=direct | cmp - /pattern"
 fi
 echo finished

@@ -63,6 +63,7 @@ pub struct NvmeGuest {
     root: Arc<PciRoot>,
     executor: InlineExecutor,
     problems: Arc<Mutex<Vec<String>>>,
+    stalls: Arc<Mutex<Vec<String>>>,
     pairs: Vec<Pair>,
     outstanding: HashSet<(u16, u16)>,
     next_id: u16,
@@ -80,7 +81,8 @@ impl NvmeGuest {
         let executor = InlineExecutor::new().expect("an executor");
         let (msi, line) = (FakeMsi::default(), FakeLine::default());
         let problems: Arc<Mutex<Vec<String>>> = Arc::default();
-        let log = problems.clone();
+        let stalls: Arc<Mutex<Vec<String>>> = Arc::default();
+        let (log, stalled) = (problems.clone(), stalls.clone());
         let parts = NvmeParts {
             name: "nvme".into(),
             serial: "orangery-disk-0".into(),
@@ -91,6 +93,7 @@ impl NvmeGuest {
             line: Arc::new(line.clone()),
             doorbells: Arc::new(NoDoorbells),
             problems: Arc::new(move |_, message| lock(&log).push(message)),
+            stalls: Arc::new(move |_, message| lock(&stalled).push(message)),
         };
         let nvme = Nvme::new(parts, disk).expect("a controller");
         let bus = Arc::new(Bus::default());
@@ -107,6 +110,7 @@ impl NvmeGuest {
             root,
             executor,
             problems,
+            stalls,
             pairs,
             outstanding,
             next_id,
@@ -170,6 +174,11 @@ impl NvmeGuest {
     /// What the person was told since the last call.
     pub fn problems(&self) -> Vec<String> {
         std::mem::take(&mut lock(&self.problems))
+    }
+
+    /// Why the machine was to be paused since the last call.
+    pub fn stalls(&self) -> Vec<String> {
+        std::mem::take(&mut lock(&self.stalls))
     }
 
     /// Memory of the driver's own, page-aligned.

@@ -288,6 +288,7 @@ impl Maker<'_> {
             line: self.pirq.line(slot, 0),
             doorbells: self.kvm.clone(),
             problems: self.problems.clone(),
+            stalls: self.stalls.clone(),
         };
         let function = host("could not create an NVMe controller", Nvme::new(parts, disk))?;
         self.pci(PciAddress::new(slot, 0), function);

@@ -52,9 +52,10 @@ pub(super) struct Live {
 /// A command at the disk.
 struct Pending {
     queue: u16,
-    command: u16,
-    opcode: u8,
+    command: Command,
     status: Status,
+    /// A part found the host full: all of it is to be done again.
+    full: bool,
     /// Answers of the disk still to come.
     parts: usize,
     counts: Option<(bool, u64)>,
@@ -89,6 +90,10 @@ pub(super) struct Controller {
     turn: usize,
     /// What was last complained about, to say it once.
     complaint: Option<String>,
+    /// Commands that found the host full, with their queues. The room for their completions stays promised.
+    pub again: Vec<(u16, Command)>,
+    /// The host was full: nothing is taken until the machine was paused and goes on.
+    stalled: bool,
 }
 
 impl Controller {
@@ -106,6 +111,8 @@ impl Controller {
             parts: 0,
             turn: 0,
             complaint: None,
+            again: Vec::new(),
+            stalled: false,
         }
     }
 
@@ -116,9 +123,13 @@ impl Controller {
 
     /// Does all there is to do now. True: there is more, after others had their turn.
     pub fn work(&mut self, shared: &Shared) -> bool {
+        let retried = self.retry(shared);
         self.obey(shared);
         let mut rounds = 0;
         let worked = loop {
+            if let Err(error) = retried {
+                break Err(error);
+            }
             match self.round(shared) {
                 Ok(true) if rounds < MAX_ROUNDS => rounds += 1,
                 other => break other,
@@ -144,6 +155,27 @@ impl Controller {
         Ok(reaped || fetched || done)
     }
 
+    /// The machine goes on: what found the host full is tried again.
+    pub fn resume(&mut self) {
+        self.stalled = false;
+    }
+
+    fn retry(&mut self, shared: &Shared) -> Result<(), MemoryError> {
+        if self.stalled {
+            return Ok(());
+        }
+        let again = std::mem::take(&mut self.again);
+        again.into_iter().try_for_each(|(queue, command)| self.start(shared, queue, command))
+    }
+
+    /// Takes nothing more, and has the machine paused: there will be room again, and no guest should see its writes fail
+    /// until then.
+    fn stall(&mut self, shared: &Shared) {
+        if !std::mem::replace(&mut self.stalled, true) {
+            (shared.stalls)(&shared.name, format!("{}; free some, then resume the machine", DiskError::Full));
+        }
+    }
+
     /// Does what the registers ask for.
     fn obey(&mut self, shared: &Shared) {
         loop {
@@ -156,6 +188,10 @@ impl Controller {
                 }
                 Some(Wish::Shutdown) => {
                     self.pause(shared);
+                    if !self.again.is_empty() {
+                        // Not before the host has room for what was written.
+                        return;
+                    }
                     self.flush(shared);
                     lock(&shared.registers).has_shut_down();
                 }
@@ -197,6 +233,8 @@ impl Controller {
         self.in_flight.clear();
         self.free.clear();
         self.parts = 0;
+        self.again.clear();
+        self.stalled = false;
         self.live = None;
         self.log.forget_events();
         shared.doorbells.reset();
@@ -234,7 +272,7 @@ impl Controller {
 
     /// Takes a burst of commands from each queue in turn. True: there were some.
     fn fetch(&mut self, shared: &Shared) -> Result<bool, MemoryError> {
-        if !lock(&shared.registers).takes_commands() {
+        if self.stalled || !lock(&shared.registers).takes_commands() {
             return Ok(false);
         }
         let mut any = false;
@@ -308,8 +346,8 @@ impl Controller {
     fn submit(&mut self, queue: u16, command: &Command, plan: Plan) {
         let Plan { requests, counts, block } = plan;
         let parts = requests.len();
-        let (id, opcode) = (command.id(), command.opcode());
-        let pending = Pending { queue, command: id, opcode, status: Status::SUCCESS, parts, counts, block };
+        let status = Status::SUCCESS;
+        let pending = Pending { queue, command: *command, status, full: false, parts, counts, block };
         let slot = self.free.pop().unwrap_or_else(|| {
             self.in_flight.push(None);
             self.in_flight.len() - 1
@@ -331,16 +369,25 @@ impl Controller {
             let Some(pending) = entry else { continue };
             self.parts -= 1;
             pending.parts -= 1;
-            if let Err(error) = &completion.result {
-                pending.status = status_of(error, pending.opcode);
+            match &completion.result {
+                Err(DiskError::Full) => pending.full = true,
+                Err(error) => pending.status = status_of(error, pending.command.opcode()),
+                Ok(()) => {}
             }
             let over = entry.take_if(|p| p.parts == 0);
-            if let Err(error) = &completion.result {
-                self.complain(error, shared);
+            match &completion.result {
+                Err(DiskError::Full) => self.stall(shared),
+                Err(error) => self.complain(error, shared),
+                Ok(()) => {}
             }
             let Some(pending) = over else { continue };
             self.free.push(slot);
-            let Pending { queue, command, opcode: _, status, parts: _, counts, block } = pending;
+            let Pending { queue, command, status, full, parts: _, counts, block } = pending;
+            if full {
+                self.again.push((queue, command));
+                continue;
+            }
+            let command = command.id();
             if status != Status::SUCCESS {
                 self.log.media_error(queue, command, status, block);
                 self.complete(shared, queue, command, Err(status))?;
@@ -410,12 +457,7 @@ impl Controller {
 
     /// Tells the person of the host's failure, once for each reason in a row.
     fn complain(&mut self, error: &DiskError, shared: &Shared) {
-        let message = match error {
-            DiskError::Full => {
-                format!("{error}; the guest was told that its write failed: free some space before it goes on")
-            }
-            error => format!("a request of the guest failed: {error}"),
-        };
+        let message = format!("a request of the guest failed: {error}");
         if self.complaint.as_ref() != Some(&message) {
             (shared.problems)(&shared.name, message.clone());
             self.complaint = Some(message);
@@ -488,6 +530,18 @@ impl Live {
         Ok(completion.room(head()?) > 0)
     }
 
+    /// Promises room for the completion of a command that was taken before; `None`: there is none.
+    pub fn promise(&mut self, queue: u16) -> Option<()> {
+        let submission = self.submissions.get_mut(usize::from(queue))?.as_mut()?;
+        let completion = self.completions.get_mut(usize::from(submission.completion))?.as_mut()?;
+        if completion.promised + 1 >= completion.entries {
+            return None;
+        }
+        submission.in_flight += 1;
+        completion.promised += 1;
+        Some(())
+    }
+
     /// Gives back the room that was promised to a command of the admin queue: its completion is not bound to come.
     pub fn release(&mut self) {
         if let (Some(submission), Some(completion)) = (&mut self.submissions[0], &mut self.completions[0]) {
@@ -550,7 +604,6 @@ impl Live {
 /// What a guest is told of a failure on the host.
 fn status_of(error: &DiskError, opcode: u8) -> Status {
     match error {
-        DiskError::Full => Status::CAPACITY_EXCEEDED,
         DiskError::ReadOnly => Status::WRITE_PROTECTED,
         DiskError::OutOfRange => Status::INTERNAL,
         _ if opcode == namespace::opcode::READ => Status::UNRECOVERED_READ,

@@ -72,6 +72,8 @@ pub struct NvmeParts {
     pub doorbells: Arc<dyn hw::Doorbells>,
     /// Who is told when the host fails.
     pub problems: ProblemSink,
+    /// Who is told that the host has no room for what the guest writes: the machine is to be paused.
+    pub stalls: ProblemSink,
 }
 
 /// Doorbells that ring without an exit.
@@ -103,6 +105,7 @@ struct Shared {
     wires: Arc<dyn hw::Doorbells>,
     wiring: Mutex<Wiring>,
     problems: ProblemSink,
+    stalls: ProblemSink,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -175,6 +178,7 @@ impl Task for Worker {
     }
 
     fn start(&mut self) {
+        lock(&self.shared.controller).resume();
         self.work();
     }
 
@@ -199,7 +203,7 @@ pub struct Nvme {
 impl Nvme {
     /// A controller whose namespace is this disk. Fails when the host is out of file descriptors.
     pub fn new(parts: NvmeParts, disk: Box<dyn Disk>) -> io::Result<Arc<Nvme>> {
-        let NvmeParts { name, serial, queues, memory, executor, msi, line, doorbells, problems } = parts;
+        let NvmeParts { name, serial, queues, memory, executor, msi, line, doorbells, problems, stalls } = parts;
         let pairs = queues.clamp(1, MAX_QUEUES) + 1;
         let identity = Identity {
             // QEMU's: Red Hat's number for an NVMe controller, which needs no driver but the class's.
@@ -231,6 +235,7 @@ impl Nvme {
             wires: doorbells,
             wiring: Mutex::default(),
             problems,
+            stalls,
         });
         let nvme = Nvme { pci: Mutex::new(pci), msix_capability, shared, executor, task: Mutex::default() };
         nvme.resume();

@@ -20,6 +20,16 @@ impl Command {
         Ok(Command(words.map(u32::from_le)))
     }
 
+    /// All dwords.
+    pub fn words(&self) -> [u32; 16] {
+        self.0
+    }
+
+    /// The command of these dwords.
+    pub fn from_words(words: [u32; 16]) -> Command {
+        Command(words)
+    }
+
     /// Command dword `n`.
     pub fn dword(&self, n: usize) -> u32 {
         self.0.get(n).copied().unwrap_or(0)

@@ -8,7 +8,7 @@ use super::doorbells::Side;
 use super::features::{Features, FeaturesState};
 use super::identify::MAX_EVENT_REQUESTS;
 use super::log::{Log, LogState};
-use super::queues::{Completion, CompletionState, Submission, SubmissionState};
+use super::queues::{Command, Completion, CompletionState, Submission, SubmissionState};
 use super::registers::RegistersState;
 use crate::base::{GuestAddress, SavedState};
 use crate::pci::{ConfigState, MsixState};
@@ -33,6 +33,8 @@ pub(super) struct ControllerState {
     size: u64,
     readonly: bool,
     log: LogState,
+    /// Commands that found the host full, with their queues.
+    again: Vec<(u16, [u32; 16])>,
     pub(super) live: Option<LiveState>,
 }
 
@@ -54,23 +56,29 @@ impl Controller {
             size: self.geometry.size,
             readonly: self.geometry.readonly,
             log: self.log.save(),
+            again: self.again.iter().map(|(queue, command)| (*queue, command.words())).collect(),
             live: self.live.as_ref().map(|live| live.save(shared)),
         }
     }
 
     /// Takes over a state, or says why it is none of this controller's.
     pub fn restore(&mut self, shared: &Shared, state: &ControllerState) -> Result<(), String> {
-        let ControllerState { size, readonly, log, live } = state;
+        let ControllerState { size, readonly, log, again, live } = state;
         if (*size, *readonly) != (self.geometry.size, self.geometry.readonly) {
             return Err(format!("its disk had {size} bytes, this one has {}", self.geometry.size));
         }
         let log = Log::restore(log).ok_or("its logs are no controller's")?;
-        let live = match live {
+        let mut live = match live {
             Some(live) => Some(Live::restore(live, shared, self.pairs).ok_or("its queues are no controller's")?),
             None => None,
         };
+        for (queue, _) in again {
+            let promised = live.as_mut().and_then(|live| live.promise(*queue));
+            promised.ok_or("a command to be done again has no queue")?;
+        }
         self.stop(shared);
         self.log = log;
+        self.again = again.iter().map(|(queue, words)| (*queue, Command::from_words(*words))).collect();
         if let (Some(live), Some(state)) = (&live, &state.live) {
             live.open_doorbells(shared, state);
         }

@@ -34,7 +34,6 @@ impl Status {
     pub const PRP_OFFSET: Status = generic(0x13);
     pub const WRITE_PROTECTED: Status = generic(0x20);
     pub const LBA_RANGE: Status = generic(0x80);
-    pub const CAPACITY_EXCEEDED: Status = generic(0x81);
 
     pub const CQ_INVALID: Status = specific(0x00);
     pub const INVALID_QUEUE_ID: Status = specific(0x01);

@@ -614,14 +614,61 @@ fn logs_tell_what_happened_and_are_read_in_parts() {
 fn a_failing_host_fails_commands_and_is_complained_of_once() {
     let (mut guest, control) = started();
     let at = guest.alloc(4096);
-    control.fail(Some(|| DiskError::Full));
+    control.fail(Some(|| DiskError::Shrunk));
     for _ in 0..3 {
-        assert_eq!(guest.ask(1, io(WRITE, 0, 1, [at, 0])).status, 0x81);
+        assert_eq!(guest.ask(1, io(READ, 0, 1, [at, 0])).status, 0x281);
     }
     let problems = guest.problems();
-    assert!(problems.len() == 1 && problems[0].contains("no space left"), "{problems:?}");
+    assert!(problems.len() == 1 && problems[0].contains("cut short"), "{problems:?}");
+    assert!(guest.stalls().is_empty());
     control.fail(None);
     assert_eq!(guest.ask(1, io(WRITE, 0, 1, [at, 0])).status, 0);
+}
+
+#[test]
+fn a_full_host_pauses_the_machine_and_no_write_fails_or_is_lost() {
+    for moved in [false, true] {
+        let (mut guest, mut control) = started();
+        let at = guest.alloc(4096);
+        guest.memory.fill(GuestAddress(at), 4096, 0x77).unwrap();
+        control.fail(Some(|| DiskError::Full));
+        for block in 0..5 {
+            guest.put(1, io(WRITE, block, 1, [at, 0])).unwrap();
+        }
+        guest.ring(1);
+        assert_eq!(guest.take(1), None, "nothing completes");
+        let stalls = guest.stalls();
+        assert!(stalls.len() == 1 && stalls[0].contains("no space left"), "{stalls:?}");
+        guest.put(2, io(WRITE, 5, 1, [at, 0])).unwrap();
+        guest.ring(2);
+        assert!(guest.stalls().is_empty() && guest.problems().is_empty(), "it was said");
+        // Still full: the machine is paused once more.
+        guest.nvme.pause();
+        guest.nvme.resume();
+        guest.run();
+        assert_eq!((guest.take(1), guest.stalls().len()), (None, 1));
+        // A queue that is deleted and a shutdown wait for what is to be done again.
+        let delete = guest.put(0, NvmeGuest::command(0, 0, 0, &[1])).unwrap();
+        guest.ring(0);
+        guest.write(0x14, 0x0046_4001);
+        guest.run();
+        assert_eq!(guest.read(0x1c), 5);
+        guest.nvme.pause();
+        control.fail(None);
+        if moved {
+            let (other, others) = MemoryDisk::new(content(), false);
+            guest.move_to(Box::new(other)).unwrap();
+            control = others;
+        } else {
+            guest.nvme.resume();
+            guest.run();
+        }
+        for _ in 0..5 {
+            assert_eq!(guest.take(1).map(|completed| completed.status), Some(0));
+        }
+        assert!(control.bytes()[..5 * 512] == [0x77; 5 * 512]);
+        assert_eq!((guest.read(0x1c), guest.take(0)), (9, None), "{delete}");
+    }
 }
 
 #[test]
