@@ -238,7 +238,7 @@ fn the_machine_resets_in_every_way_that_guests_use() -> Result<()> {
 
 #[test]
 fn another_generation_id_reaches_a_running_guest() -> Result<()> {
-    const ID: [u8; 16] = *b"\x0fa new identity";
+    const ID: [u8; 16] = *b"the new identity";
     let Some(bench) = Bench::new("another_generation_id_reaches_a_running_guest")? else { return Ok(()) };
     let config = VmConfig {
         boot: Boot::Kernel {

@@ -23,7 +23,7 @@ check sockets [ "$(cat $cpu/cpu*/topology/physical_package_id | tr '\n' ' ')" = 
 check cores [ "$(cat $cpu/cpu*/topology/core_id | tr '\n' ' ')" = '0 1 2 0 1 2 ' ]
 check threads is 4 $cpu/cpu4/topology/thread_siblings_list
 
-check generation [ -e /sys/bus/acpi/drivers/vmgenid/ORNGVGID:00 ]
+check generation [ -e /sys/bus/acpi/drivers/vmgenid/ORNG0001:00 ]
 check generation-event grep -q ' enabled ' /sys/firmware/acpi/interrupts/gpe05
 check acpi-errors [ -z "$(grep -i 'acpi.*\(error\|warning\|bug\)' /tmp/dmesg | tee /dev/stderr)" ]
 check clock is kvm-clock /sys/devices/system/clocksource/clocksource0/current_clocksource

@@ -390,7 +390,7 @@ fn generation_address() -> Raw {
 
 /// The device whose ADDR says where the generation id is, and the event that notifies it.
 fn generation_device() -> Raw {
-    let (hid, cid, status, changed) = ("ORNGVGID", "VM_Gen_Counter", 0x0fu8, 0x80u8);
+    let (hid, cid, status, changed) = ("ORNG0001", "VM_Gen_Counter", 0x0fu8, 0x80u8);
     let (page, offset, zero) = (Path::new("\\VGIA"), GENERATION_OFFSET as u8, ZERO);
     let empty = Package::new(vec![&zero, &zero]);
     let element = Index::new(&zero, &Local(0), &zero);

@@ -271,6 +271,30 @@ mod tests {
         assert_eq!(empty(&guest), [0; 0]);
     }
 
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+        /// Whatever is listed and reported, in whatever order: exactly the whole pages that were named are given back.
+        #[test]
+        fn exactly_the_pages_that_the_guest_names_are_given_back(
+            lists in proptest::collection::vec(proptest::collection::vec(0u64..16, 0..8), 0..4),
+            reports in proptest::collection::vec((0u64..0x10000, 0u64..0x8000), 0..4),
+        ) {
+            let mut guest = started();
+            let mut named = std::collections::BTreeSet::new();
+            for list in lists.iter().filter(|list| !list.is_empty()) {
+                guest.request(INFLATE, &[&numbers(list)], &[]).unwrap();
+                named.extend(list.iter().copied());
+            }
+            for (start, len) in reports {
+                let len = len.min(0x10000 - start);
+                report(&mut guest, 2, DATA + start, len as u32);
+                named.extend(start.div_ceil(PAGE)..(start + len) / PAGE);
+            }
+            proptest::prop_assert!(!guest.needs_reset());
+            proptest::prop_assert_eq!(empty(&guest), named.into_iter().collect::<Vec<_>>());
+        }
+    }
+
     #[test]
     fn the_driver_s_size_reads_back_survives_a_checkpoint_and_ends_with_a_reset() {
         let mut guest = started();
