@@ -10,6 +10,7 @@ use crate::media::{Flavour, Kernel};
 /// Drivers of all that a virtual machine has, in the cloud kernel.
 pub const CLOUD_DRIVERS: &[&str] = &[
     "virtio_pci",
+    "virtio_balloon",
     "virtio_blk",
     "virtio_net",
     "virtio-rng",

@@ -2,12 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use orangery_tests::kvm::Kvm;
+use orangery_tests::process::Process;
 use orangery_tests::{media, orangery, report};
+use vmm_core::backend::chardev::CharPort;
+use vmm_core::backend::display::Screen;
+use vmm_core::backend::input::InputPort;
+use vmm_core::config::{Boot, VmConfig};
+use vmm_core::vm::{Lifecycle, Ports, Vm, VmCommand};
 
 /// A machine for one run of the probe.
 struct Bench {
@@ -34,11 +42,24 @@ impl Bench {
     /// Boots with these flags until the guest powers off.
     fn boot(&self, flags: &[&str]) -> Result<Output> {
         // A guest that never ends is a failure, not a test that never ends.
+        let limited = self.command()?;
         let mut command = Command::new("timeout");
-        command.args(["--signal=KILL", "300"]).arg(orangery()?);
-        command.args(["boot", "--headless"]).args(flags).env("XDG_RUNTIME_DIR", self.path("run"));
-        command.env_remove("DISPLAY").env_remove("WAYLAND_DISPLAY").stdin(Stdio::null());
+        command.args(["--signal=KILL", "300"]).arg(limited.get_program()).args(limited.get_args()).args(flags);
+        self.surround(&mut command);
         command.output().context("could not start orangery")
+    }
+
+    /// `orangery boot`, to be given flags.
+    fn command(&self) -> Result<Command> {
+        let mut command = Command::new(orangery()?);
+        command.args(["boot", "--headless"]);
+        self.surround(&mut command);
+        Ok(command)
+    }
+
+    fn surround(&self, command: &mut Command) {
+        command.env("XDG_RUNTIME_DIR", self.path("run")).env_remove("DISPLAY").env_remove("WAYLAND_DISPLAY");
+        command.stdin(Stdio::null());
     }
 
     /// Runs the probe with these words; returns what it printed.
@@ -69,7 +90,7 @@ fn expect_ok(text: &str, names: &[&str]) -> Result<()> {
     Ok(())
 }
 
-const EVERY_DEVICE: [&str; 29] = [
+const EVERY_DEVICE: [&str; 31] = [
     "cpu",
     "memory",
     "lapic",
@@ -80,6 +101,7 @@ const EVERY_DEVICE: [&str; 29] = [
     "smp",
     "fw_cfg",
     "acpi",
+    "generation",
     "debug-port",
     "serial",
     "i8042",
@@ -87,6 +109,7 @@ const EVERY_DEVICE: [&str; 29] = [
     "vga-text",
     "dispi",
     "rng",
+    "balloon",
     "blk",
     "blk.1",
     "console",
@@ -145,10 +168,144 @@ fn the_probe_passes_on_every_device_with_two_cpus() -> Result<()> {
 }
 
 #[test]
+fn sixty_four_cpus_start_and_work_together() -> Result<()> {
+    let Some(bench) = Bench::new("sixty_four_cpus_start_and_work_together")? else { return Ok(()) };
+    let text = bench.probe("test=cpu,acpi,smp", &["--cpus", "64", "--memory", "128"])?;
+    expect_ok(&text, &["cpu", "acpi", "smp"])?;
+    ensure!(text.contains("64 CPUs counted"), "{text}");
+    Ok(())
+}
+
+/// APIC ids have gaps where cores and threads are not powers of two.
+#[test]
+fn cpus_in_sockets_cores_and_threads_have_the_apic_ids_of_their_places() -> Result<()> {
+    let Some(bench) = Bench::new("cpus_in_sockets_cores_and_threads_have_the_apic_ids_of_their_places")? else {
+        return Ok(());
+    };
+    let text = bench.probe("test=cpu,acpi,smp", &["--topology", "2x3x2", "--memory", "128"])?;
+    expect_ok(&text, &["cpu", "acpi", "smp"])?;
+    ensure!(text.contains("12 CPUs counted"), "{text}");
+    Ok(())
+}
+
+/// Memory that is not touched costs nothing, so a machine may have more than the host.
+#[test]
+fn a_machine_with_seventy_two_gib_has_memory_up_to_its_end() -> Result<()> {
+    let Some(bench) = Bench::new("a_machine_with_seventy_two_gib_has_memory_up_to_its_end")? else { return Ok(()) };
+    let text = bench.probe("test=memory,fw_cfg", &["--cpus", "1", "--memory", "73728"])?;
+    expect_ok(&text, &["memory", "fw_cfg"])?;
+    // 2 GiB below 4, and 70 from there.
+    ensure!(text.contains("73728 MiB") && text.contains(&format!("below {:#x}", 74u64 << 30)), "{text}");
+    Ok(())
+}
+
+#[test]
 fn memory_above_four_gib_works() -> Result<()> {
     let Some(bench) = Bench::new("memory_above_four_gib_works")? else { return Ok(()) };
     let text = bench.probe("test=memory,acpi,smp", &["--cpus", "4", "--memory", "3072"])?;
     expect_ok(&text, &["memory", "acpi", "smp"])
+}
+
+/// Runs the probe until it has printed `text` so many times or has ended; its output then, and the process.
+fn run_until(bench: &Bench, flags: &[&str], words: &str, text: &str, times: usize) -> Result<(String, Process)> {
+    let (kernel, output) = (bench.path("probe.elf"), bench.path("output"));
+    let mut command = bench.command()?;
+    command.args(flags).args(["--cmdline", words, "--kernel"]).arg(kernel).stdout(fs::File::create(&output)?);
+    let process = Process::start(command)?;
+    // A guest that never ends is a failure, not a test that never ends.
+    let started = Instant::now();
+    loop {
+        let (running, printed) = (process.is_running(), fs::read_to_string(&output)?);
+        if printed.matches(text).count() >= times {
+            return Ok((printed, process));
+        }
+        ensure!(running && started.elapsed() < Duration::from_secs(300), "{words}: {printed}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn the_machine_resets_in_every_way_that_guests_use() -> Result<()> {
+    let Some(bench) = Bench::new("the_machine_resets_in_every_way_that_guests_use")? else { return Ok(()) };
+    for way in ["acpi", "cf9", "port92", "i8042", "triple"] {
+        // The devices must be as they were at power-on: the test passes each time, on two CPUs.
+        let words = format!("test=smp,serial,i8042,fw_cfg,rtc then=reboot by={way}");
+        let (text, _process) = run_until(&bench, &["--memory", "64", "--cpus", "2"], &words, "probe: done ok=5", 3)?;
+        ensure!(text.matches("probe: hello").count() >= 3, "{way}: {text}");
+    }
+    Ok(())
+}
+
+#[test]
+fn another_generation_id_reaches_a_running_guest() -> Result<()> {
+    const ID: [u8; 16] = *b"the new identity";
+    let Some(bench) = Bench::new("another_generation_id_reaches_a_running_guest")? else { return Ok(()) };
+    let config = VmConfig {
+        boot: Boot::Kernel {
+            kernel: bench.path("probe.elf"),
+            initrd: None,
+            cmdline: "test=generation generationwait".into(),
+        },
+        ..VmConfig::new(1, 64)
+    };
+    let [(serial, terminal), (console, _), (debug, _)] = [CharPort::pair()?, CharPort::pair()?, CharPort::pair()?];
+    let ports = Ports {
+        display: Screen::new(|| ()).sink(),
+        keyboard: InputPort::new()?,
+        pointer: InputPort::new()?,
+        serial,
+        console,
+        debug,
+        tpm: None,
+    };
+    let machine = Vm::start(&config, ports, |_| ())?;
+    let started = Instant::now();
+    let (mut text, mut told) = (String::new(), false);
+    while machine.state() != Lifecycle::Stopped || terminal.has_input() {
+        ensure!(started.elapsed() < Duration::from_secs(300), "{text}");
+        let mut bytes = [0; 256];
+        let count = terminal.read(&mut bytes);
+        text.push_str(&String::from_utf8_lossy(&bytes[..count]));
+        if !told && text.contains("probe: generation ready") {
+            machine.send(VmCommand::NewGeneration { id: ID })?;
+            told = true;
+        }
+        if count == 0 {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    machine.wait();
+    let id: String = ID.iter().map(|byte| format!("{byte:02x}")).collect();
+    ensure!(text.contains("test generation: ok") && text.contains(&format!("became {id}")), "{text}");
+    Ok(())
+}
+
+/// Bytes that the host has allocated for a running machine's memory.
+fn guest_memory(pid: u32) -> Result<u64> {
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let path = entry?.path();
+        if fs::read_link(&path).is_ok_and(|target| target.to_string_lossy().starts_with("/memfd:guest-ram")) {
+            return Ok(fs::metadata(&path)?.blocks() * 512);
+        }
+    }
+    bail!("process {pid} has no guest memory")
+}
+
+#[test]
+fn memory_that_the_guest_reports_free_goes_back_to_the_host() -> Result<()> {
+    const MIB: u64 = 1 << 20;
+    let name = "memory_that_the_guest_reports_free_goes_back_to_the_host";
+    let Some(bench) = Bench::new(name)? else { return Ok(()) };
+    let words = "test=balloon balloonmib=256 then=idle";
+    let (text, process) = run_until(&bench, &["--memory", "512", "--cpus", "1"], words, "probe: done", 1)?;
+    let (kept, peak) = (guest_memory(process.id), fs::read_to_string(format!("/proc/{}/status", process.id)));
+    drop(process);
+    ensure!(text.contains("test balloon: ok"), "{text}");
+    let peak = peak?.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
+    let (kept, peak) = (kept?, peak.unwrap_or(0u64) * 1024);
+    ensure!(peak > 256 * MIB, "the guest's 256 MiB were never there: at most {peak} bytes were");
+    ensure!(kept < 64 * MIB, "{kept} bytes are still allocated");
+    Ok(())
 }
 
 #[test]

@@ -184,6 +184,97 @@ fn a_person_reads_the_screen_types_a_line_and_presses_the_power_button() -> Resu
     })
 }
 
+/// What a guest finds the machine to be: its identity, its CPUs' arrangement, its ACPI devices; and memory that it frees
+/// goes back to the host.
+#[test]
+fn debian_sees_the_machine_s_identity_and_topology_and_gives_memory_back() -> Result<()> {
+    const CHECKS: &[&str] = &[
+        "dmi-maker",
+        "dmi-product",
+        "dmi-chassis",
+        "dmi-version",
+        "cpus",
+        "sockets",
+        "cores",
+        "threads",
+        "generation",
+        "generation-event",
+        "acpi-errors",
+        "clock",
+        "balloon",
+        "big-file",
+    ];
+    Host::with_shared(|host| {
+        let folder = tempfile::tempdir_in(orangery_tests::artifacts()?)?;
+        // The cloud kernel has no driver of the generation id.
+        let guest = Guest::build(Flavour::Generic, folder.path(), include_str!("stock/platform.sh"), &[])?;
+        let (kernel, initrd) = (guest.kernel.display(), guest.initrd.display());
+        let flags = format!(
+            "--memory 512 --topology 2x3x1 --net none --kernel '{kernel}' --initrd '{initrd}' \
+             --cmdline 'console=ttyS0 quiet panic=-1'"
+        );
+        let mut machine = Machine::start(host, "platform", &flags)?;
+        let serial = machine.wait_for_serial("freed")?;
+        let lines = || serial.lines().map(str::trim_end);
+        let failed: Vec<_> = lines().filter(|line| line.starts_with("FAILED")).collect();
+        assert!(failed.is_empty(), "{failed:?}: {serial}");
+        let passed: Vec<_> = lines().filter_map(|line| line.strip_prefix("ok ")).collect();
+        assert_eq!(passed, CHECKS, "{serial}");
+        // The guest is told the machine's id.
+        let shown = host.run("show", &format!("{}orangery --json show platform", preamble(host)?), LIMIT)?.success()?;
+        let uuid = lines().find_map(|line| line.strip_prefix("uuid ")).unwrap_or_default().replace('-', "");
+        assert!(uuid.len() == 32 && shown.stdout.contains(&format!("\"id\":\"{uuid}\"")), "{uuid}: {}", shown.stdout);
+        let script = format!("{}NAME=platform\n{}", preamble(host)?, include_str!("stock/balloon-host.sh"));
+        host.run("balloon", &script, LIMIT)?.success()?;
+        machine.verb("stop", "--force")?.success()?;
+        Ok(())
+    })
+}
+
+#[test]
+fn debian_on_hyper_v_s_interfaces_uses_them() -> Result<()> {
+    Host::with_shared(|host| {
+        let folder = tempfile::tempdir_in(orangery_tests::artifacts()?)?;
+        let guest = Guest::build(Flavour::Cloud, folder.path(), include_str!("stock/hyperv.sh"), &[])?;
+        let script = format!(
+            "{}orangery boot --headless --memory 512 --cpus 2 --hyperv --kernel '{}' --initrd '{}' \
+             --cmdline 'console=ttyS0 quiet panic=-1'",
+            preamble(host)?,
+            guest.kernel.display(),
+            guest.initrd.display()
+        );
+        let output = host.run("hyperv", &script, LIMIT)?.success()?;
+        let failed: Vec<_> = output.stdout.lines().filter(|line| line.starts_with("FAILED")).collect();
+        assert!(failed.is_empty(), "{failed:?}, see {}", output.folder.display());
+        assert_eq!(output.stdout.matches("ok ").count(), 5, "see {}", output.folder.display());
+        Ok(())
+    })
+}
+
+#[test]
+fn debian_reboots_in_every_way_it_knows() -> Result<()> {
+    Host::with_shared(|host| {
+        let folder = tempfile::tempdir_in(orangery_tests::artifacts()?)?;
+        let guest = Guest::build(Flavour::Cloud, folder.path(), include_str!("stock/reboot.sh"), &[])?;
+        let script = format!(
+            "{}disk=$SCRATCH/reboot-$$.img\nprintf 0 > \"$disk\"\ntruncate --size 1M \"$disk\"\n\
+             orangery boot --headless --memory 256 --cpus 2 --disk \"$disk\" --kernel '{}' --initrd '{}' \
+             --cmdline 'console=ttyS0 quiet panic=-1'",
+            preamble(host)?,
+            guest.kernel.display(),
+            guest.initrd.display()
+        );
+        let output = host.run("reboot", &script, LIMIT)?.success()?;
+        for (count, way) in ["acpi", "kbd", "triple", "cf9_force"].into_iter().enumerate() {
+            let line = format!("reboot by {way}: {way}");
+            let seen = output.stdout.contains(&line) && output.stdout.contains(&format!("boot {}", count + 1));
+            assert!(seen, "{way}, see {}", output.folder.display());
+        }
+        assert!(output.stdout.contains("every way works"), "see {}", output.folder.display());
+        Ok(())
+    })
+}
+
 #[test]
 fn grub_starts_from_its_rescue_disc_and_answers() -> Result<()> {
     Host::with_shared(|host| {

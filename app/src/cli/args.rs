@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use vmm_core::config::DiskBus;
+use vmm_core::config::{DiskBus, Topology};
 
 use crate::control::Stream;
 use crate::library::Firmware;
@@ -267,6 +267,12 @@ pub struct MachineArgs {
     /// CPUs [default: what suits this computer, at most 4]
     #[arg(long, value_name = "N")]
     pub cpus: Option<u32>,
+    /// How the CPUs are arranged, like 2x4x1 [default: one socket of cores]
+    #[arg(long, value_name = "SOCKETSxCORESxTHREADS", value_parser = topology)]
+    pub topology: Option<Topology>,
+    /// Show the guest Hyper-V's interfaces instead of KVM's: for Windows
+    #[arg(long)]
+    pub hyperv: bool,
     /// No window: needs no display. (For 'create' it changes nothing: 'run' has the same flag)
     #[arg(long)]
     pub headless: bool,
@@ -346,6 +352,14 @@ fn firmware(text: &str) -> Result<Firmware, String> {
     }
 }
 
+fn topology(text: &str) -> Result<Topology, String> {
+    let mut numbers = text.split('x').map(|part| part.parse::<u32>().ok().filter(|&number| number > 0));
+    match (numbers.next(), numbers.next(), numbers.next(), numbers.next()) {
+        (Some(Some(sockets)), Some(Some(cores)), Some(Some(threads)), None) => Ok(Topology { sockets, cores, threads }),
+        _ => Err("write SOCKETSxCORESxTHREADS, like 1x4x2".into()),
+    }
+}
+
 fn stream(text: &str) -> Result<Stream, String> {
     match text {
         "serial" => Ok(Stream::Serial),
@@ -397,6 +411,12 @@ mod tests {
         assert_eq!(firmware("uefi"), Ok(Firmware::Uefi));
         assert_eq!(firmware("uefi-secure"), Ok(Firmware::UefiSecure));
         assert!(firmware("UEFI").is_err() && firmware("").is_err());
+    }
+
+    #[test]
+    fn a_topology_is_three_numbers() {
+        assert_eq!(topology("2x4x1"), Ok(Topology { sockets: 2, cores: 4, threads: 1 }));
+        assert!(["", "2", "2x4", "2x4x1x1", "0x4x1", "2x-4x1", "ax4x1"].iter().all(|text| topology(text).is_err()));
     }
 
     #[test]

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::json;
-use vmm_core::config::{Boot, CdromConfig, DiskConfig, DisplayConfig, MIN_UEFI_MEMORY_MIB, NetConfig, VmConfig};
+use vmm_core::config::{
+    Boot, CdromConfig, DiskConfig, DisplayConfig, MIN_UEFI_MEMORY_MIB, NetConfig, Topology, VmConfig,
+};
 
 use super::args::{Cli, DiskArg, MachineArgs, Net, NewDiskArg, Verb, Which};
 use super::output::{Checked, Deleted, Detected, Listed, Shown, table, words};
@@ -156,6 +158,11 @@ fn boot_of(args: &MachineArgs, memory_mib: u64) -> Result<Boot, CliError> {
     Ok(boot)
 }
 
+/// How many CPUs were asked for, by number or by their arrangement.
+fn cpus(args: &MachineArgs) -> Option<u32> {
+    args.cpus.or(args.topology.and_then(Topology::cpus))
+}
+
 fn nets(args: &MachineArgs) -> Result<Vec<NetConfig>, CliError> {
     let taps = args.net.iter().filter_map(|net| match net {
         Net::None => None,
@@ -171,7 +178,8 @@ fn nets(args: &MachineArgs) -> Result<Vec<NetConfig>, CliError> {
 fn create(out: Out, name: String, args: &MachineArgs) -> Result<(), CliError> {
     let library = library()?;
     let mut new = NewMachine::with_defaults(name, &HostLimits::read(library.root()));
-    new.cpus = args.cpus.unwrap_or(new.cpus);
+    new.cpus = cpus(args).unwrap_or(new.cpus);
+    (new.topology, new.hyperv) = (args.topology, args.hyperv);
     new.memory_mib = args.memory.unwrap_or(new.memory_mib);
     new.boot = boot_of(args, new.memory_mib)?;
     let existing =
@@ -201,7 +209,7 @@ fn boot(args: &MachineArgs) -> Result<(), CliError> {
         *variables = None;
     }
     let config = VmConfig {
-        cpus: args.cpus.unwrap_or_else(|| defaults().default_cpus()),
+        cpus: cpus(args).unwrap_or_else(|| defaults().default_cpus()),
         memory_mib,
         boot,
         disks: disks.collect(),
@@ -209,6 +217,9 @@ fn boot(args: &MachineArgs) -> Result<(), CliError> {
         nets: nets(args)?,
         display: DisplayConfig::default(),
         tpm: args.tpm,
+        topology: args.topology,
+        hyperv: args.hyperv,
+        uuid: None,
     };
     let first = args.cdrom.first().or(args.kernel.as_ref());
     let file = first.and_then(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned());

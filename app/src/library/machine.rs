@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use vmm_core::config::{Boot, CdromConfig, DiskConfig, DisplayConfig, NetConfig, VmConfig};
+use vmm_core::config::{Boot, CdromConfig, DiskConfig, DisplayConfig, NetConfig, Topology, Uuid, VmConfig};
 
 use super::lock::{self, Holder, VmLock};
 use super::time::Timestamp;
@@ -54,6 +54,10 @@ struct MachineFile {
     cdroms: Vec<CdromConfig>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     nets: Vec<NetConfig>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    topology: Option<Topology>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    hyperv: bool,
 }
 
 impl Machine {
@@ -83,6 +87,7 @@ impl Machine {
         for path in paths_mut(&mut config) {
             *path = self.folder.join(&path);
         }
+        config.uuid = Uuid::try_from(self.id.clone()).ok();
         config
     }
 
@@ -138,9 +143,25 @@ impl Machine {
         let path = folder.join(FILE);
         let text = read_bounded(&path)?;
         let file = parse(&path, &text)?;
-        let MachineFile { schema: _, id, name, created, cpus, memory_mib, tpm, boot, display, disks, cdroms, nets } =
-            file;
-        let config = VmConfig { cpus, memory_mib, boot, disks, cdroms, nets, display, tpm };
+        let MachineFile {
+            schema: _,
+            id,
+            name,
+            created,
+            cpus,
+            memory_mib,
+            tpm,
+            boot,
+            display,
+            disks,
+            cdroms,
+            nets,
+            topology,
+            hyperv,
+        } = file;
+        // What the machine is to its guest is its id.
+        let uuid = None;
+        let config = VmConfig { cpus, memory_mib, boot, disks, cdroms, nets, display, tpm, topology, hyperv, uuid };
         let broken = |field: &str, problem: String| LibraryError::Broken {
             file: path.clone(),
             line: line_of(&text, field),
@@ -163,7 +184,7 @@ impl Machine {
     /// Writes the machine's file, whole.
     pub(super) fn write(&self) -> Result<(), LibraryError> {
         let Machine { id, name, created, config, folder } = self.clone();
-        let VmConfig { cpus, memory_mib, boot, disks, cdroms, nets, display, tpm } = config;
+        let VmConfig { cpus, memory_mib, boot, disks, cdroms, nets, display, tpm, topology, hyperv, uuid: _ } = config;
         let file = MachineFile {
             schema: SCHEMA,
             id,
@@ -177,6 +198,8 @@ impl Machine {
             disks,
             cdroms,
             nets,
+            topology,
+            hyperv,
         };
         let path = folder.join(FILE);
         let write = LibraryError::io("write", &path);

@@ -33,7 +33,9 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use vmm_core::config::{Boot, CdromConfig, ConfigError, DiskBus, DiskConfig, DisplayConfig, NetConfig, VmConfig};
+use vmm_core::config::{
+    Boot, CdromConfig, ConfigError, DiskBus, DiskConfig, DisplayConfig, NetConfig, Topology, VmConfig,
+};
 use vmm_core::vm::BootError;
 
 pub use detect::{Medium, MediumKind, detect};
@@ -202,6 +204,10 @@ pub struct NewMachine {
     pub display: DisplayConfig,
     /// Whether it has a TPM 2.0.
     pub tpm: bool,
+    /// How its CPUs are arranged: as cores of one processor when absent.
+    pub topology: Option<Topology>,
+    /// It shows Hyper-V's interfaces.
+    pub hyperv: bool,
 }
 
 /// Whether a new machine that starts this way has a TPM unless it is told otherwise: who asks for Secure Boot most likely
@@ -227,6 +233,8 @@ impl NewMachine {
             cdroms: vec![None],
             nets: Vec::new(),
             display: DisplayConfig::default(),
+            topology: None,
+            hyperv: false,
         }
     }
 
@@ -273,6 +281,9 @@ impl NewMachine {
             nets: self.nets.clone(),
             display: self.display,
             tpm: self.tpm,
+            topology: self.topology,
+            hyperv: self.hyperv,
+            uuid: None,
         }
     }
 

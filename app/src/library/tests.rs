@@ -17,6 +17,8 @@ fn plain(name: &str) -> NewMachine {
         nets: vec![],
         display: DisplayConfig::default(),
         tpm: false,
+        topology: None,
+        hyperv: false,
     }
 }
 
@@ -80,6 +82,8 @@ fn a_machine_is_read_as_it_was_made() {
         nets: vec![NetConfig { tap: "tap0".into(), mac: None }],
         display: DisplayConfig { width: 800, height: 600 },
         tpm: true,
+        topology: Some(Topology { sockets: 1, cores: 1, threads: 1 }),
+        hyperv: true,
         ..plain("Debian 12 (“bookworm”)")
     };
     let made = library.create(&new).unwrap();

@@ -108,14 +108,9 @@ impl Stage {
 
 fn config() -> VmConfig {
     VmConfig {
-        cpus: 2,
-        memory_mib: 2048,
-        boot: Default::default(),
         disks: vec![DiskConfig::new("disks/disk-0.img")],
         cdroms: vec![CdromConfig { path: Some("/isos/debian-12.iso".into()) }],
-        nets: vec![],
-        display: Default::default(),
-        tpm: false,
+        ..VmConfig::new(2, 2048)
     }
 }
 

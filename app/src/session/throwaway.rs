@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
 use rustix::fs::{MemfdFlags, Mode, OFlags};
-use vmm_core::config::{Boot, DiskBus, DiskConfig, DisplayConfig, VmConfig};
+use vmm_core::config::{Boot, DiskBus, DiskConfig, VmConfig};
 
 use super::launch::Announcement;
 use super::run::{RunError, end, finish};
@@ -69,16 +69,7 @@ pub fn demo(headless: bool) -> Result<Throwaway, RunError> {
     let memfd = rustix::fs::memfd_create("orangery-demo", MemfdFlags::CLOEXEC).map_err(io::Error::from);
     let mut file = File::from(memfd.map_err(RunError::host(what))?);
     file.write_all(orangery_assets::PROBE_ELF).map_err(RunError::host(what))?;
-    let config = VmConfig {
-        cpus: 2,
-        memory_mib: DEMO_MEMORY,
-        boot: Boot::Bios,
-        disks: Vec::new(),
-        cdroms: Vec::new(),
-        nets: Vec::new(),
-        display: DisplayConfig::default(),
-        tpm: false,
-    };
+    let config = VmConfig::new(2, DEMO_MEMORY);
     let mut demo = Throwaway::new("Demo", config, headless);
     let kernel = demo.keep(file);
     demo.config.boot = Boot::Kernel { kernel, initrd: None, cmdline: DEMO_CMDLINE.into() };

@@ -202,7 +202,7 @@ gdt_tss:
     .quad 0x0000890000002068        # 28: TSS of the boot processor
     .quad 0
     .quad 0x00cf9b000000ffff        # 38: 32-bit code, for the trampoline
-    .fill 2 * 16, 8, 0              # 40: TSS of up to 16 application processors, filled by `smp.rs`
+    .fill 2 * 63, 8, 0              # 40: TSS of up to 63 application processors, filled by `smp.rs`
 gdt_end:
 
 .balign 8

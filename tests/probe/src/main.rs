@@ -52,7 +52,10 @@ extern "C" fn probe_main(start_info: u32) -> ! {
         demo::run(&machine, &summary);
     }
     match words.value("then") {
-        Some("reboot") => power::reset(),
+        Some("reboot") => match words.value("by") {
+            Some(way) => power::reset_by(&machine, way),
+            None => power::reset(),
+        },
         Some("idle") => loop {
             cpu::idle(trap::total());
         },

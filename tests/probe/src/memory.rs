@@ -8,7 +8,7 @@ const TABLE: u64 = 7;
 const PAGE_2M: u64 = 0x87;
 const GIB: u64 = 1 << 30;
 /// Page directories for memory above 4 GiB, one for each GiB that is touched.
-const HIGH_DIRECTORIES: usize = 16;
+pub const HIGH_DIRECTORIES: usize = 64;
 
 #[repr(C, align(4096))]
 struct Table(UnsafeCell<[u64; 512]>);
@@ -45,7 +45,7 @@ pub fn map_low() {
     crate::cpu::fence();
 }
 
-/// Makes `[address, address + length)` accessible and says whether it is: up to 512 GiB, in 16 different GiB.
+/// Makes `[address, address + length)` accessible and says whether it is: up to 512 GiB, in 64 different GiB.
 pub fn map(address: u64, length: u64) -> bool {
     let Some(last) = address.checked_add(length.max(1) - 1) else { return false };
     if last >= 512 * GIB {

@@ -9,7 +9,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// Most processors besides the first that the descriptor table has room for.
-pub const MAX_AP: usize = 15;
+pub const MAX_AP: usize = 63;
 /// Where the trampoline goes, and its arguments: slot, TSS selector, CPL 0 stack, CPL 3 stack (boot.s).
 const TRAMPOLINE: u64 = 0x8000;
 const ARGUMENTS: u64 = 0x8008;
@@ -18,14 +18,15 @@ const FIRST_TSS: usize = 8;
 const TSS_BYTES: usize = 0x68 + 0x2000 + 1;
 const KERNEL_STACK_BYTES: usize = 4096;
 const STACK_BYTES: usize = 32 * 1024;
-const PATIENCE_MICROS: u64 = 5_000_000;
+/// Generous: many processors may share few of the host's, which is busy with others.
+const PATIENCE_MICROS: u64 = 60_000_000;
 /// What each processor adds to the shared counter.
 pub const INCREMENTS: u64 = 20_000;
 
 unsafe extern "C" {
     static trampoline: u8;
     static trampoline_end: u8;
-    static mut gdt: [u64; FIRST_TSS + 32];
+    static mut gdt: [u64; FIRST_TSS + 2 * MAX_AP];
 }
 
 static ONLINE: AtomicU32 = AtomicU32::new(0);
@@ -99,10 +100,12 @@ pub fn start(apic_ids: &[u8]) -> Outcome<()> {
         time::sleep_micros(10_000);
         lapic::send_startup(apic_id, (TRAMPOLINE / 4096) as u8);
         // A second start-up IPI only if the first was not enough, as the manuals advise.
-        if !time::wait_for(PATIENCE_MICROS / 10, online) {
+        if !time::wait_for(PATIENCE_MICROS / 60, online) {
             lapic::send_startup(apic_id, (TRAMPOLINE / 4096) as u8);
         }
         ensure!(time::wait_for(PATIENCE_MICROS, online), "the processor with APIC id {apic_id} does not start");
+        let own = APIC_IDS[slot].load(Ordering::SeqCst);
+        ensure!(own == u32::from(apic_id), "the processor with APIC id {apic_id} says that it has {own}");
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
@@ -17,6 +17,9 @@ use vm_memory::{
 pub const LOW_RAM_MAX: u64 = 2 << 30;
 /// Where RAM goes on after [`LOW_RAM_MAX`].
 pub const HIGH_RAM_START: u64 = 4 << 30;
+
+/// The host's page size: this is an x86-64 program.
+const PAGE: u64 = 4096;
 
 /// An access that is not wholly inside guest RAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -151,6 +154,30 @@ impl GuestMemory {
         Ok(())
     }
 
+    /// Gives the whole pages inside `len` bytes at `address` back to the host: from now on they read as zeroes, and cost
+    /// memory again only when they are touched. All of it must be in one run of RAM.
+    pub fn discard(&self, address: GuestAddress, len: u64) -> io::Result<()> {
+        let region = self.mmap.find_region(address).ok_or(io::ErrorKind::InvalidInput)?;
+        let offset = address.0 - region.start_addr().0;
+        let end = offset.checked_add(len).filter(|&end| end <= region.len()).ok_or(io::ErrorKind::InvalidInput)?;
+        let (first, end) = (offset.next_multiple_of(PAGE), end & !(PAGE - 1));
+        let Some(file) = region.file_offset().filter(|_| first < end) else { return Ok(()) };
+        let start = file.start() + first;
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        // SAFETY: the call changes the file's contents inside this region alone, which is guest memory: nothing of ours
+        // refers to it but by volatile accesses, which find zeroes.
+        let result = unsafe { libc::fallocate(file.file().as_raw_fd(), mode, start as i64, (end - first) as i64) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// What the host has allocated for it, bytes.
+    pub fn allocated(&self) -> io::Result<u64> {
+        use std::os::unix::fs::MetadataExt;
+        // Every region is of the one file.
+        let file = self.mmap.iter().find_map(|region| region.file_offset());
+        Ok(file.map(|file| file.file().metadata()).transpose()?.map_or(0, |metadata| metadata.blocks() * 512))
+    }
+
     /// Loads a little-endian u16 that the guest stores concurrently, before anything that is read after it.
     pub fn load_u16(&self, address: GuestAddress) -> Result<u16, MemoryError> {
         let slice = self.slice(address, 2)?;
@@ -213,5 +240,40 @@ mod tests {
         assert_eq!((bytes[0], bytes[9001]), (0, 0));
         assert!(bytes[1..9001].iter().all(|&b| b == 0xab));
         assert!(memory.fill(GuestAddress(0xf000), 0x1001, 0).is_err());
+    }
+
+    #[test]
+    fn discarded_pages_read_as_zeroes_and_cost_nothing_and_their_neighbours_stay() {
+        let memory = GuestMemory::new(LOW_RAM_MAX + 0x10000).unwrap();
+        for base in [0x40000, HIGH_RAM_START] {
+            memory.fill(GuestAddress(base), 0x8000, 0xcd).unwrap();
+            let before = memory.allocated().unwrap();
+            memory.discard(GuestAddress(base + 0x1001), 0x3fff).unwrap();
+            assert_eq!(memory.allocated().unwrap(), before - 0x3000);
+            let mut bytes = vec![0; 0x8000];
+            memory.read(GuestAddress(base), &mut bytes).unwrap();
+            assert!(bytes[..0x2000].iter().chain(&bytes[0x5000..]).all(|&b| b == 0xcd));
+            assert!(bytes[0x2000..0x5000].iter().all(|&b| b == 0));
+        }
+    }
+
+    #[test]
+    fn less_than_a_page_is_not_discarded_and_nothing_outside_ram() {
+        let memory = GuestMemory::new(LOW_RAM_MAX + 0x2000).unwrap();
+        memory.fill(GuestAddress(0), 0x4000, 1).unwrap();
+        let before = memory.allocated().unwrap();
+        for (address, len) in [(0x10, 0xff0), (0x10, 0x1fef), (0x1000, 0)] {
+            memory.discard(GuestAddress(address), len).unwrap();
+        }
+        for (address, len) in [
+            (LOW_RAM_MAX, 0x1000),
+            (0, u64::MAX),
+            (LOW_RAM_MAX - 0x1000, 0x2000),
+            (u64::MAX, 1),
+            (HIGH_RAM_START, 0x2001),
+        ] {
+            assert!(memory.discard(GuestAddress(address), len).is_err(), "{address:#x}");
+        }
+        assert_eq!(memory.allocated().unwrap(), before);
     }
 }

@@ -4,9 +4,9 @@
 //! no HPET. There is one builder: where no firmware runs, [`AcpiFiles::place`] carries out the script itself.
 
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal, IO, If, Local,
-    Memory32Fixed, Method, Name, NotEqual, Or, Package, PackageBuilder, Path, ResourceTemplate, Return, Store, Uuid,
-    ZERO,
+    Add, AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal, IO, If, Index,
+    Local, Memory32Fixed, Method, Name, NotEqual, Notify, Or, Package, PackageBuilder, Path, ResourceTemplate, Return,
+    Scope, Store, Uuid, ZERO,
 };
 use acpi_tables::facs::FACS;
 use acpi_tables::fadt::FADTBuilder;
@@ -17,6 +17,7 @@ use acpi_tables::{Aml, AmlSink};
 
 use super::layout::{BARS_END, ECAM_LEN, PM_BASE};
 use crate::devices::tpm_crb;
+use crate::hw::Topology;
 
 const OEM: [u8; 6] = *b"ORANGE";
 const OEM_TABLE: [u8; 8] = *b"ORANGERY";
@@ -34,11 +35,21 @@ pub const TPM_LOG_LEN: u32 = 64 << 10;
 /// fw_cfg's name of the script.
 pub const LOADER_FILE: &str = "etc/table-loader";
 
+/// fw_cfg's name of the page with the machine's generation id.
+pub const GENERATION_FILE: &str = "etc/vmgenid_guid";
+/// fw_cfg's name of the 8 bytes where firmware tells where it has put that page.
+pub const GENERATION_ADDRESS_FILE: &str = "etc/vmgenid_addr";
+/// Where the id is in its page. Firmware takes what a pointer points to for a table where it looks like one: zeroes don't.
+pub const GENERATION_OFFSET: u64 = 40;
+/// The general purpose event by which the guest hears of another id.
+pub const GENERATION_EVENT: u8 = 5;
+const GENERATION_PAGE: u64 = 0x1000;
+
 /// What of the machine the tables tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AcpiConfig {
-    /// CPUs, APIC ids from 0.
-    pub cpus: u32,
+    /// CPUs.
+    pub topology: Topology,
     /// The first address above low RAM.
     pub low_top: u32,
     /// PCIEXBAR.
@@ -70,8 +81,8 @@ pub struct AcpiFiles {
 /// A pointer or checksum that can only be computed once the tables have their place.
 #[derive(Debug, Clone, Copy)]
 enum Step {
-    /// Adds the tables' address to the little-endian value of `len` bytes at `at` of a file.
-    Pointer { file: &'static str, at: u32, len: u8 },
+    /// Adds the address of the file `to` to the little-endian value of `len` bytes at `at` of another.
+    Pointer { file: &'static str, to: &'static str, at: u32, len: u8 },
     /// Sets the eight bytes at `at` of the tables to the address of the TPM's log.
     TpmLog { at: u32 },
     /// Makes the bytes [start, start + len) of a file sum up to 0 by the byte at `at`.
@@ -85,12 +96,14 @@ impl AcpiFiles {
         let facs = build.put(&bytes(&FACS::new()));
         let dsdt = build.put_table(dsdt(config).as_slice());
         let fadt = build.put_table(&fadt(facs, dsdt));
+        let generation = Step::Pointer { file: TABLES_FILE, to: GENERATION_FILE, at: dsdt + GENERATION_AT, len: 4 };
+        build.steps.push(generation);
         build.point(fadt + 36, 4);
         build.point(fadt + 40, 4);
         build.point(fadt + 140, 8);
         let mut mcfg = MCFG::new(OEM, OEM_TABLE, 1);
         mcfg.add_ecam(u64::from(config.ecam), 0, 0, 255);
-        let mut listed = vec![fadt, build.put_table(madt(config.cpus).as_slice()), build.put_table(&bytes(&mcfg)), {
+        let mut listed = vec![fadt, build.put_table(madt(config.topology).as_slice()), build.put_table(&bytes(&mcfg)), {
             // WAET (Windows ACPI Emulated Devices Table): the PM timer needs reading only once.
             let mut waet = Sdt::new(*b"WAET", 40, 1, OEM, OEM_TABLE, 1);
             waet.write_u32(36, 2);
@@ -113,8 +126,8 @@ impl AcpiFiles {
         rsdp.extend(36u32.to_le_bytes());
         rsdp.extend(u64::from(xsdt).to_le_bytes());
         rsdp.extend([0; 4]);
-        build.steps.push(Step::Pointer { file: RSDP_FILE, at: 16, len: 4 });
-        build.steps.push(Step::Pointer { file: RSDP_FILE, at: 24, len: 8 });
+        build.steps.push(Step::Pointer { file: RSDP_FILE, to: TABLES_FILE, at: 16, len: 4 });
+        build.steps.push(Step::Pointer { file: RSDP_FILE, to: TABLES_FILE, at: 24, len: 8 });
         build.steps.push(Step::Checksum { file: RSDP_FILE, at: 8, start: 0, len: 20 });
         build.steps.push(Step::Checksum { file: RSDP_FILE, at: 32, start: 0, len: 36 });
         // Checksums come after every pointer inside what they cover.
@@ -123,8 +136,14 @@ impl AcpiFiles {
         AcpiFiles { tables: build.tables, rsdp, loader }
     }
 
+    /// Bytes of all that [`AcpiFiles::place`] lays out: the tables, and last the page of the generation id.
+    pub fn placed_len(&self) -> u64 {
+        (self.tables.len() as u64).next_multiple_of(0x1000) + GENERATION_PAGE
+    }
+
     /// The tables and the root pointer as they are with the tables at `address`, for a machine without firmware.
     pub fn place(mut self, address: u64) -> (Vec<u8>, Vec<u8>) {
+        let generation = address + self.placed_len() - GENERATION_PAGE;
         for entry in self.loader.chunks_exact(ENTRY) {
             let name = |at: usize| entry[at..at + NAME].split(|&b| b == 0).next().unwrap_or_default().to_vec();
             let word =
@@ -135,7 +154,8 @@ impl AcpiFiles {
                     let (at, len) = (word(4 + 2 * NAME), usize::from(entry[8 + 2 * NAME]));
                     let mut value = [0; 8];
                     value[..len].copy_from_slice(&file[at..at + len]);
-                    let sum = u64::from_le_bytes(value).wrapping_add(address);
+                    let base = if name(4 + NAME) == GENERATION_FILE.as_bytes() { generation } else { address };
+                    let sum = u64::from_le_bytes(value).wrapping_add(base);
                     file[at..at + len].copy_from_slice(&sum.to_le_bytes()[..len]);
                 }
                 ADD_CHECKSUM => {
@@ -186,7 +206,7 @@ impl Build {
     }
 
     fn point(&mut self, at: u32, len: u8) {
-        self.steps.push(Step::Pointer { file: TABLES_FILE, at, len });
+        self.steps.push(Step::Pointer { file: TABLES_FILE, to: TABLES_FILE, at, len });
     }
 }
 
@@ -195,6 +215,7 @@ const NAME: usize = 56;
 const ALLOCATE: u32 = 1;
 const ADD_POINTER: u32 = 2;
 const ADD_CHECKSUM: u32 = 3;
+const WRITE_POINTER: u32 = 4;
 const ZONE_HIGH: u8 = 1;
 /// The segment 0xf0000, where the root pointer is looked for.
 const ZONE_FSEG: u8 = 2;
@@ -207,8 +228,11 @@ fn script(steps: &[Step]) -> Vec<u8> {
         bytes
     };
     let allocate = |file, align: u32, zone: u8| [name(file), align.to_le_bytes().to_vec(), vec![zone]].concat();
-    let mut commands =
-        vec![(ALLOCATE, allocate(RSDP_FILE, 16, ZONE_FSEG)), (ALLOCATE, allocate(TABLES_FILE, 64, ZONE_HIGH))];
+    let mut commands = vec![
+        (ALLOCATE, allocate(RSDP_FILE, 16, ZONE_FSEG)),
+        (ALLOCATE, allocate(TABLES_FILE, 64, ZONE_HIGH)),
+        (ALLOCATE, allocate(GENERATION_FILE, GENERATION_PAGE as u32, ZONE_HIGH)),
+    ];
     if steps.iter().any(|step| matches!(step, Step::TpmLog { .. })) {
         commands.push((ALLOCATE, allocate(TPM_LOG_FILE, 1, ZONE_HIGH)));
     }
@@ -217,14 +241,17 @@ fn script(steps: &[Step]) -> Vec<u8> {
             Step::TpmLog { at } => {
                 (ADD_POINTER, [name(TABLES_FILE), name(TPM_LOG_FILE), at.to_le_bytes().to_vec(), vec![8]].concat())
             }
-            Step::Pointer { file, at, len } => {
-                (ADD_POINTER, [name(file), name(TABLES_FILE), at.to_le_bytes().to_vec(), vec![len]].concat())
+            Step::Pointer { file, to, at, len } => {
+                (ADD_POINTER, [name(file), name(to), at.to_le_bytes().to_vec(), vec![len]].concat())
             }
             Step::Checksum { file, at, start, len } => {
                 (ADD_CHECKSUM, [name(file), [at, start, len].map(u32::to_le_bytes).concat()].concat())
             }
         });
     }
+    let told =
+        [name(GENERATION_ADDRESS_FILE), name(GENERATION_FILE), [0u32, 0].map(u32::to_le_bytes).concat(), vec![8]];
+    commands.push((WRITE_POINTER, told.concat()));
     let mut script = Vec::with_capacity(commands.len() * ENTRY);
     for (command, body) in commands {
         let start = script.len();
@@ -343,8 +370,53 @@ fn osc() -> Raw {
     ))
 }
 
+/// The page of the generation id, as firmware places it.
+pub fn generation_page(id: &[u8; 16]) -> Vec<u8> {
+    let mut page = vec![0; GENERATION_OFFSET as usize];
+    page.extend(id);
+    page.resize(GENERATION_PAGE as usize, 0);
+    page
+}
+
+/// Where in the DSDT the page's address is: in its first object, whose name and prefix come before it.
+const GENERATION_AT: u32 = 36 + 1 + 4 + 1;
+
+/// The page's address as an object, to be filled in by the script.
+fn generation_address() -> Raw {
+    const NAME: u8 = 0x08;
+    const DWORD: u8 = 0x0c;
+    Raw([&[NAME][..], b"VGIA", &[DWORD, 0, 0, 0, 0]].concat())
+}
+
+/// The device whose ADDR says where the generation id is, and the event that notifies it.
+fn generation_device() -> Raw {
+    let (hid, cid, status, changed) = ("ORNG0001", "VM_Gen_Counter", 0x0fu8, 0x80u8);
+    let (page, offset, zero) = (Path::new("\\VGIA"), GENERATION_OFFSET as u8, ZERO);
+    let empty = Package::new(vec![&zero, &zero]);
+    let element = Index::new(&zero, &Local(0), &zero);
+    let address = Add::new(&element, &page, &offset);
+    let steps: [&dyn Aml; 3] = [&Store::new(&Local(0), &empty), &address, &Return::new(&Local(0))];
+    let addr = encoded(&Method::new(Path::new("ADDR"), 0, false, steps.to_vec()));
+    let device = encoded(&Device::new(
+        "_SB_.VGEN".into(),
+        vec![
+            &Name::new("_HID".into(), &hid),
+            &Name::new("_CID".into(), &cid),
+            &Name::new("_DDN".into(), &cid),
+            &Name::new("_STA".into(), &status),
+            &addr,
+        ],
+    ));
+    let target = Path::new("\\_SB_.VGEN");
+    let notify = Notify::new(&target, &changed);
+    let name = format!("_E{GENERATION_EVENT:02X}");
+    let method = Method::new(Path::new(&name), 0, false, vec![&notify]);
+    let events = encoded(&Scope::new(Path::new("\\_GPE"), vec![&method]));
+    Raw([device.0, events.0].concat())
+}
+
 fn dsdt(config: AcpiConfig) -> Sdt {
-    let AcpiConfig { cpus, low_top, ecam, tpm } = config;
+    let AcpiConfig { topology, low_top, ecam, tpm } = config;
     let ecam_end = ecam + ECAM_LEN as u32;
     let uncached = AddressSpaceCacheable::NotCacheable;
     let resources = encoded(&ResourceTemplate::new(vec![
@@ -397,13 +469,13 @@ fn dsdt(config: AcpiConfig) -> Sdt {
     let off = Package::new(vec![&zero, &zero, &zero, &zero]);
     let mut table = Sdt::new(*b"DSDT", 36, 2, OEM, OEM_TABLE, 1);
     let (s4, s5) = (Name::new("_S4_".into(), &hibernate), Name::new("_S5_".into(), &off));
-    for object in [&root as &dyn Aml, &board, &s4, &s5] {
+    for object in [&generation_address() as &dyn Aml, &root, &board, &generation_device(), &s4, &s5] {
         table.append_slice(&bytes(object));
     }
     if tpm.is_some() {
         table.append_slice(&bytes(&tpm_device()));
     }
-    for cpu in 0..cpus {
+    for cpu in 0..topology.cpus().unwrap_or(0) {
         let (path, hid) = (format!("_SB_.C{cpu:03X}"), "ACPI0007");
         table.append_slice(&bytes(&Device::new(
             Path::new(&path),
@@ -446,13 +518,13 @@ fn tpm2(log: EventLog) -> Sdt {
 }
 
 /// MADT (ACPI 6.5 §5.2.12).
-fn madt(cpus: u32) -> Sdt {
+fn madt(topology: Topology) -> Sdt {
     const PCAT_COMPAT: u32 = 1;
     let mut table = Sdt::new(*b"APIC", 44, 5, OEM, OEM_TABLE, 1);
     table.write_u32(36, 0xfee0_0000);
     table.write_u32(40, PCAT_COMPAT);
-    for cpu in 0..cpus as u8 {
-        table.append_slice(&[0, 8, cpu, cpu, 1, 0, 0, 0]);
+    for cpu in 0..topology.cpus().unwrap_or(0) {
+        table.append_slice(&[0, 8, cpu as u8, topology.apic_id(cpu) as u8, 1, 0, 0, 0]);
     }
     // I/O APIC 0 at 0xfec00000, GSIs from 0.
     table.append_slice(&[1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0]);
@@ -504,7 +576,8 @@ fn fadt(facs: u32, dsdt: u32) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    const CONFIG: AcpiConfig = AcpiConfig { cpus: 3, low_top: 0x4000_0000, ecam: 0xb000_0000, tpm: None };
+    const TOPOLOGY: Topology = Topology { sockets: 1, cores: 3, threads: 1 };
+    const CONFIG: AcpiConfig = AcpiConfig { topology: TOPOLOGY, low_top: 0x4000_0000, ecam: 0xb000_0000, tpm: None };
 
     fn u64_at(bytes: &[u8], at: usize) -> u64 {
         u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
@@ -562,6 +635,19 @@ mod tests {
         }
         let none = AcpiFiles::new(CONFIG);
         assert!(!none.tables.windows(8).any(|hid| hid == b"MSFT0101"));
+    }
+
+    #[test]
+    fn the_dsdt_names_the_page_of_the_generation_id_behind_the_tables() {
+        let files = AcpiFiles::new(CONFIG);
+        let (base, len) = (0x3ff0_0000, files.placed_len());
+        let (tables, _) = files.place(base);
+        let name = tables.windows(5).position(|bytes| bytes == b"\x08VGIA").unwrap();
+        let page = u32::from_le_bytes(tables[name + 6..name + 10].try_into().unwrap());
+        assert_eq!(u64::from(page), base + len - 0x1000);
+        assert!(tables.len() as u64 <= len - 0x1000);
+        let content = generation_page(&[7; 16]);
+        assert_eq!((content.len(), content[40..56].to_vec(), content[56]), (0x1000, vec![7; 16], 0));
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub const IO_BARS: u16 = 0xc000;
 pub const PM_BASE: u16 = 0x600;
 /// Firmware's copy of itself below 1 MiB.
 pub const BIOS_SHADOW: u64 = 0xe_0000;
+/// Where systems look for the SMBIOS entry point (DSP0134 §5.2.2).
+pub const SMBIOS: u64 = 0xf_0000;
 /// The first address of extended memory.
 pub const ONE_MIB: u64 = 0x10_0000;
 
@@ -28,6 +30,8 @@ pub mod e820 {
     pub const RESERVED: u32 = 2;
     /// ACPI tables, usable once they were read.
     pub const ACPI: u32 = 3;
+    /// What ACPI refers to, and is read later.
+    pub const NVS: u32 = 4;
 }
 
 /// A run of the memory map.
@@ -53,6 +57,11 @@ pub fn firmware_map(memory: &GuestMemory) -> Vec<Range> {
     map
 }
 
+/// The page of the generation id where no firmware places it: the last of low RAM, behind the tables.
+pub fn generation_page(memory: &GuestMemory) -> u64 {
+    memory.low_top().saturating_sub(0x1000)
+}
+
 /// The map that a kernel is given where no firmware runs; `acpi` is what its tables take at the top of low RAM.
 pub fn kernel_map(memory: &GuestMemory, acpi: u64) -> Vec<Range> {
     let tables = memory.low_top() - acpi;
@@ -60,7 +69,8 @@ pub fn kernel_map(memory: &GuestMemory, acpi: u64) -> Vec<Range> {
         Range { start: 0, len: 0x9_fc00, kind: e820::RAM },
         Range { start: 0x9_fc00, len: ONE_MIB - 0x9_fc00, kind: e820::RESERVED },
         Range { start: ONE_MIB, len: tables.saturating_sub(ONE_MIB), kind: e820::RAM },
-        Range { start: tables, len: acpi, kind: e820::ACPI },
+        Range { start: tables, len: acpi.saturating_sub(0x1000), kind: e820::ACPI },
+        Range { start: generation_page(memory), len: 0x1000, kind: e820::NVS },
         Range { start: ECAM, len: ECAM_LEN, kind: e820::RESERVED },
         Range { start: RESERVED_START, len: RESERVED_LEN, kind: e820::RESERVED },
     ];

@@ -62,7 +62,7 @@ impl Kernel {
     /// Puts everything into guest memory. Needs the tables as they are before they are placed.
     pub fn load(&self, memory: &GuestMemory, acpi: AcpiFiles) -> Result<Entry, BootError> {
         let no_room = |what| BootError::NoRoom { what, memory_mib: memory.size() >> 20 };
-        let acpi_len = (acpi.tables.len() as u64).next_multiple_of(0x1000);
+        let acpi_len = acpi.placed_len();
         let tables_at = memory.low_top().checked_sub(acpi_len).filter(|&at| at > 2 * ONE_MIB);
         let tables_at = tables_at.ok_or_else(|| no_room("the kernel"))?;
         let (tables, rsdp) = acpi.place(tables_at);

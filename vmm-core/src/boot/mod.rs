@@ -5,6 +5,7 @@ pub mod bios;
 pub mod layout;
 pub mod linux;
 pub mod secure_boot;
+pub mod smbios;
 pub mod uefi;
 
 use std::path::PathBuf;

@@ -9,6 +9,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::hw::Topology;
+
 #[cfg(test)]
 mod tests;
 
@@ -57,6 +59,15 @@ pub struct VmConfig {
     /// Whether it has a TPM 2.0.
     #[serde(default, skip_serializing_if = "is_false")]
     pub tpm: bool,
+    /// How the CPUs are arranged: as cores of one processor when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topology: Option<Topology>,
+    /// Shows the guest Hyper-V's interfaces instead of KVM's: for Windows, which has no others.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub hyperv: bool,
+    /// What the machine tells its guest that it is (SMBIOS): made anew at every start when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<Uuid>,
 }
 
 /// What the machine starts.
@@ -229,6 +240,39 @@ impl fmt::Display for Mac {
     }
 }
 
+/// A machine's identity, written as 32 hexadecimal digits, with hyphens or without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Uuid(pub [u8; 16]);
+
+impl TryFrom<String> for Uuid {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let digits: Vec<u32> = text.chars().filter(|c| *c != '-').map_while(|c| c.to_digit(16)).collect();
+        let (pairs, rest) = digits.as_chunks::<2>();
+        let bytes: Vec<u8> = pairs.iter().map(|[high, low]| (high << 4 | low) as u8).collect();
+        let complete = text.chars().filter(|c| *c != '-').count() == digits.len() && rest.is_empty();
+        let bytes = bytes.try_into().ok().filter(|_| complete);
+        bytes.map(Uuid).ok_or_else(|| format!("{text:?} is no UUID; write 32 hexadecimal digits"))
+    }
+}
+
+impl From<Uuid> for String {
+    fn from(uuid: Uuid) -> String {
+        uuid.to_string()
+    }
+}
+
+impl fmt::Display for Uuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, byte) in self.0.iter().enumerate() {
+            let hyphen = if matches!(i, 4 | 6 | 8 | 10) { "-" } else { "" };
+            write!(f, "{hyphen}{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
+
 /// The screen the guest is offered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -264,6 +308,28 @@ pub struct ConfigError {
 }
 
 impl VmConfig {
+    /// A machine with this many CPUs and MiB of memory that starts by firmware, and no more in it than every machine has.
+    pub fn new(cpus: u32, memory_mib: u64) -> VmConfig {
+        VmConfig {
+            cpus,
+            memory_mib,
+            boot: Boot::default(),
+            disks: Vec::new(),
+            cdroms: Vec::new(),
+            nets: Vec::new(),
+            display: DisplayConfig::default(),
+            tpm: false,
+            topology: None,
+            hyperv: false,
+            uuid: None,
+        }
+    }
+
+    /// How the CPUs are arranged.
+    pub fn topology(&self) -> Topology {
+        self.topology.unwrap_or_else(|| Topology::one_socket(self.cpus))
+    }
+
     /// Checks everything that can be checked without the host, and returns all that is wrong.
     pub fn validate(&self) -> Result<(), Vec<ConfigError>> {
         let mut errors = Vec::new();
@@ -277,6 +343,14 @@ impl VmConfig {
             &"cpus",
             format!("a machine has 1 to {MAX_CPUS} CPUs, not {}", self.cpus),
         );
+        if let Some(topology) = self.topology {
+            let Topology { sockets, cores, threads } = topology;
+            check(
+                topology.cpus() == Some(self.cpus),
+                &"topology",
+                format!("{sockets} sockets × {cores} cores × {threads} threads are not {} CPUs", self.cpus),
+            );
+        }
         check(
             (MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&self.memory_mib),
             &"memory_mib",

@@ -1,16 +1,7 @@
 use super::*;
 
 fn good() -> VmConfig {
-    VmConfig {
-        cpus: 2,
-        memory_mib: 512,
-        boot: Boot::Bios,
-        disks: vec![],
-        cdroms: vec![],
-        nets: vec![],
-        display: DisplayConfig::default(),
-        tpm: false,
-    }
+    VmConfig::new(2, 512)
 }
 
 fn fields(config: &VmConfig) -> Vec<String> {
@@ -88,5 +79,41 @@ fn a_mac_address_round_trips_and_bad_ones_are_refused() {
         ["", "52:54:00:ab:cd", "52:54:00:ab:cd:ef:01", "53:54:00:ab:cd:ef", "5:54:00:ab:cd:ef0", "zz:54:00:ab:cd:ef"]
     {
         assert!(Mac::try_from(bad.to_string()).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn a_topology_has_to_have_as_many_threads_as_there_are_cpus() {
+    let mut config = good();
+    let topology = |sockets, cores, threads| Some(Topology { sockets, cores, threads });
+    for (good, arrangement) in [
+        (true, topology(2, 1, 1)),
+        (true, topology(1, 1, 2)),
+        (true, None),
+        (false, topology(2, 2, 1)),
+        (false, topology(0, 2, 1)),
+        (false, topology(1 << 31, 2, 1 << 1)),
+    ] {
+        config.topology = arrangement;
+        let wrong: &[&str] = if good { &[] } else { &["topology"] };
+        assert_eq!(fields(&config), wrong, "{arrangement:?}");
+    }
+    config.topology = None;
+    assert_eq!(config.topology(), Topology { sockets: 1, cores: 2, threads: 1 });
+}
+
+#[test]
+fn a_uuid_is_read_with_hyphens_or_without_and_bad_ones_are_refused() {
+    let plain = Uuid::try_from("00112233445566778899aabbccddeeff".to_string()).unwrap();
+    assert_eq!(plain.to_string(), "00112233-4455-6677-8899-aabbccddeeff");
+    assert_eq!(Uuid::try_from(plain.to_string()), Ok(plain));
+    for bad in [
+        "",
+        "0011",
+        "00112233445566778899aabbccddeef",
+        "00112233445566778899aabbccddeeff00",
+        "0x112233445566778899aabbccddeeff",
+    ] {
+        assert!(Uuid::try_from(bad.to_string()).is_err(), "{bad}");
     }
 }

@@ -6,6 +6,7 @@ pub mod legacy;
 pub mod nvme;
 pub mod tpm_crb;
 pub mod vga;
+pub mod virtio_balloon;
 pub mod virtio_blk;
 pub mod virtio_console;
 pub mod virtio_gpu;

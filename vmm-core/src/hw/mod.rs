@@ -1,11 +1,13 @@
 //! Contracts between devices and the machine they are in: no device knows KVM, and no device knows another.
 
 mod bus;
+mod topology;
 
 use std::io;
 use std::sync::Arc;
 
 pub use bus::{Bus, BusDevice, BusDeviceMut};
+pub use topology::Topology;
 use vmm_sys_util::eventfd::EventFd;
 
 /// What a register access makes the machine do, beyond the device itself.

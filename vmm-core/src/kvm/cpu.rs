@@ -6,10 +6,11 @@ use kvm_bindings::{
     KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, Msrs, kvm_debugregs, kvm_fpu, kvm_lapic_state, kvm_mp_state,
     kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
 };
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
-use super::{KvmError, cpuid, tried};
+use super::{KvmError, cpuid, hyperv, tried};
 use crate::base::GuestAddress;
+use crate::hw::Topology;
 
 /// Model-specific registers that a machine reset touches, of those the kernel knows (Intel SDM volume 4): SYSENTER,
 /// PAT, EFER, STAR family, KERNEL_GS_BASE, TSC_AUX, APIC base is in sregs, MISC_ENABLE, MTRRs.
@@ -64,6 +65,15 @@ pub struct ProtectedMode {
     pub start_info: GuestAddress,
 }
 
+/// What a machine's CPUs are to be.
+#[derive(Debug, Clone, Copy)]
+pub struct CpuModel {
+    /// How they are arranged.
+    pub topology: Topology,
+    /// They show Hyper-V's interfaces instead of KVM's.
+    pub hyperv: bool,
+}
+
 /// A CPU of the kernel's.
 pub struct KvmCpu {
     fd: VcpuFd,
@@ -72,11 +82,22 @@ pub struct KvmCpu {
 }
 
 impl KvmCpu {
-    pub(super) fn new(kvm: &Kvm, vm: &VmFd, index: u32, count: u32) -> Result<KvmCpu, KvmError> {
-        let fd = tried("KVM could not create a CPU", vm.create_vcpu(u64::from(index)))?;
-        let mut features = tried("KVM does not tell what CPUs it supports", cpuid::supported(kvm))?;
-        cpuid::patch(&mut features, vm, index, count);
-        tried("KVM refused the CPU's features", fd.set_cpuid2(&features))?;
+    pub(super) fn new(kvm: &Kvm, vm: &VmFd, index: u32, model: CpuModel) -> Result<KvmCpu, KvmError> {
+        let apic_id = model.topology.apic_id(index);
+        let fd = tried("KVM could not create a CPU", vm.create_vcpu(u64::from(apic_id)))?;
+        let mut leaves = tried("KVM does not tell what CPUs it supports", cpuid::supported(kvm))?;
+        let facts = cpuid::Facts {
+            topology: model.topology,
+            deadline_timer: vm.check_extension(Cap::TscDeadlineTimer),
+            tsc_khz: fd.get_tsc_khz().unwrap_or(0),
+        };
+        cpuid::patch(&mut leaves, apic_id, facts);
+        if model.hyperv {
+            hyperv::patch(&mut leaves, kvm)?;
+            hyperv::enable(&fd, &leaves)?;
+        }
+        let table = cpuid::table(&leaves).and_then(|table| fd.set_cpuid2(&table));
+        tried("KVM refused the CPU's features", table)?;
         let list = tried("KVM does not tell its model-specific registers", kvm.get_msr_index_list())?;
         Ok(KvmCpu { fd, index, msr_indices: list.as_slice().to_vec() })
     }
@@ -86,9 +107,26 @@ impl KvmCpu {
         &mut self.fd
     }
 
-    /// Its number, which is its APIC id.
+    /// Its number; the first is 0, whatever its APIC id.
     pub fn index(&self) -> u32 {
         self.index
+    }
+
+    /// The CPU is to run, after a pause perhaps: tells a guest with a KVM clock that the time it missed is no hang of its own.
+    pub fn going_on(&self) {
+        // Refused where the guest has no such clock.
+        let _ = self.fd.kvmclock_ctrl();
+    }
+
+    /// The first of the crash registers, by which a guest with Hyper-V's interfaces says why it crashed.
+    pub fn crash_code(&self) -> u64 {
+        const CRASH_P0: u32 = 0x4000_0100;
+        let wanted = [kvm_msr_entry { index: CRASH_P0, ..Default::default() }];
+        let Ok(mut msrs) = Msrs::from_entries(&wanted) else { return 0 };
+        match self.fd.get_msrs(&mut msrs) {
+            Ok(1) => msrs.as_slice().first().map_or(0, |msr| msr.data),
+            _ => 0,
+        }
     }
 
     /// Wires the local interrupt pins as firmware does where none runs, and makes all memory write-back.

@@ -2,13 +2,15 @@
 
 mod cpu;
 mod cpuid;
+mod hyperv;
 mod irq;
 mod slots;
 
 use std::io;
 use std::sync::Arc;
 
-pub use cpu::{CpuState, KvmCpu, LongMode, ProtectedMode};
+pub use cpu::{CpuModel, CpuState, KvmCpu, LongMode, ProtectedMode};
+pub use cpuid::Processor;
 use irq::Irqs;
 pub use irq::{ChipState, GsiLine};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
@@ -97,9 +99,23 @@ impl KvmVm {
         tried("KVM refused the firmware's memory", self.slots.map(address, region, 0, len, slots::Kind::Rom).map(drop))
     }
 
-    /// Creates CPU `index` of `count`.
-    pub fn create_cpu(&self, index: u32, count: u32) -> Result<KvmCpu, KvmError> {
-        KvmCpu::new(&self.kvm, &self.vm, index, count)
+    /// Creates CPU `index`.
+    pub fn create_cpu(&self, index: u32, model: CpuModel) -> Result<KvmCpu, KvmError> {
+        KvmCpu::new(&self.kvm, &self.vm, index, model)
+    }
+
+    /// Has model-specific registers that KVM does not know exit instead of raising an exception in the guest.
+    pub fn tolerate_unknown_registers(&self) -> Result<(), KvmError> {
+        let args = [u64::from(kvm_bindings::KVM_MSR_EXIT_REASON_UNKNOWN), 0, 0, 0];
+        let cap =
+            kvm_bindings::kvm_enable_cap { cap: kvm_bindings::KVM_CAP_X86_USER_SPACE_MSR, args, ..Default::default() };
+        tried("KVM can't tolerate unknown registers, as Hyper-V's interfaces need", self.vm.enable_cap(&cap))
+    }
+
+    /// What the CPUs say of themselves.
+    pub fn processor(&self) -> Result<Processor, KvmError> {
+        let leaves = tried("KVM does not tell what CPUs it supports", cpuid::supported(&self.kvm))?;
+        Ok(Processor::of(&leaves))
     }
 
     /// The most CPUs that this host recommends.

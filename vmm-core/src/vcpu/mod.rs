@@ -34,6 +34,9 @@ pub enum CpuEvent {
     Action(Action),
     /// The guest can't go on: what happened, a sentence.
     Failed(String),
+    /// The guest says that it has crashed (Hyper-V's crash registers), with a code of its own. The CPU goes on: the guest
+    /// has something planned, such as writing its memory to disk. Told once between two resets.
+    Crashed(u64),
 }
 
 /// What a parked CPU can be made to do.
@@ -61,7 +64,9 @@ impl VcpuThread {
         let kicked = Arc::new(AtomicBool::new(false));
         let flag = kicked.clone();
         let thread = std::thread::Builder::new().name(format!("vcpu{}", cpu.index())).spawn(move || {
-            let body = std::panic::AssertUnwindSafe(|| VcpuLoop { cpu, buses, inbox, kicked: flag }.run(&events));
+            let body = std::panic::AssertUnwindSafe(|| {
+                VcpuLoop { cpu, buses, inbox, kicked: flag, crash_told: false }.run(&events)
+            });
             if std::panic::catch_unwind(body).is_err() {
                 events(CpuEvent::Failed("a defect in the monitor stopped a CPU's thread".into()));
             }
@@ -152,6 +157,7 @@ struct VcpuLoop {
     buses: Buses,
     inbox: Receiver<Message>,
     kicked: Arc<AtomicBool>,
+    crash_told: bool,
 }
 
 impl VcpuLoop {
@@ -165,18 +171,24 @@ impl VcpuLoop {
                 false => self.inbox.recv().map_err(|_| true),
             };
             match message {
-                Ok(Message::Run) => running = true,
+                Ok(Message::Run) => {
+                    self.cpu.going_on();
+                    running = true;
+                }
                 Ok(Message::Park(done)) => {
                     running = false;
                     let _ = done.send(());
                 }
-                Ok(Message::Do(job)) => job(&mut self.cpu),
+                Ok(Message::Do(job)) => {
+                    self.crash_told = false;
+                    job(&mut self.cpu);
+                }
                 Ok(Message::Exit) | Err(true) => break,
                 Err(false) => {
                     let event = self.run_until_kicked();
                     self.finish_access();
                     if let Some(event) = event {
-                        running = false;
+                        running = matches!(event, CpuEvent::Crashed(_));
                         events(event);
                     }
                 }
@@ -205,6 +217,20 @@ impl VcpuLoop {
         self.cpu.fd().set_kvm_immediate_exit(0);
     }
 
+    /// Of Hyper-V's exits one waits for an answer: a hypercall that KVM does not do itself. None is offered.
+    fn refuse_hypercall(&mut self) {
+        /// HV_STATUS_INVALID_HYPERCALL_CODE.
+        const INVALID_CODE: u64 = 2;
+        let page: *mut kvm_run = self.cpu.fd().get_kvm_run();
+        // SAFETY: after this exit the kernel has filled in the union's hyperv member; the page is mapped.
+        unsafe {
+            let exit = &raw mut (*page).__bindgen_anon_1.hyperv;
+            if (*exit).type_ == kvm_bindings::KVM_EXIT_HYPERV_HCALL {
+                (*exit).u.hcall.result = INVALID_CODE;
+            }
+        }
+    }
+
     /// Runs the guest up to its next exit, and serves that.
     fn step(&mut self) -> Option<CpuEvent> {
         let page: *const kvm_run = self.cpu.fd().get_kvm_run();
@@ -231,10 +257,29 @@ impl VcpuLoop {
             // A triple fault resets a PC.
             Ok(VcpuExit::Shutdown) => Some(CpuEvent::Action(Action::Reset)),
             Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => None,
+            Ok(VcpuExit::SystemEvent(kvm_bindings::KVM_SYSTEM_EVENT_CRASH, _)) => {
+                // A guest may say so as often as it likes.
+                let first = !std::mem::replace(&mut self.crash_told, true);
+                first.then(|| CpuEvent::Crashed(self.cpu.crash_code()))
+            }
             Ok(VcpuExit::SystemEvent(kind, _)) => Some(CpuEvent::Action(match kind {
                 kvm_bindings::KVM_SYSTEM_EVENT_SHUTDOWN => Action::PowerOff,
                 _ => Action::Reset,
             })),
+            // Exits that only a machine with Hyper-V's interfaces makes: registers that KVM does not know read as 0 and
+            // ignore writes, where an exception would be the end of Windows.
+            Ok(VcpuExit::X86Rdmsr(exit)) => {
+                (*exit.data, *exit.error) = (0, 0);
+                None
+            }
+            Ok(VcpuExit::X86Wrmsr(exit)) => {
+                *exit.error = 0;
+                None
+            }
+            Ok(VcpuExit::Hyperv) => {
+                self.refuse_hypercall();
+                None
+            }
             Ok(VcpuExit::InternalError) => {
                 // SAFETY: after this exit the kernel has filled in the union's internal member; the page is mapped.
                 let suberror = unsafe { (*page).__bindgen_anon_1.internal.suberror };

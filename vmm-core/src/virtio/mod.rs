@@ -23,6 +23,8 @@ pub mod id {
     pub const CONSOLE: u16 = 3;
     /// Entropy source.
     pub const ENTROPY: u16 = 4;
+    /// Memory balloon.
+    pub const BALLOON: u16 = 5;
     /// Graphics.
     pub const GPU: u16 = 16;
     /// Input.

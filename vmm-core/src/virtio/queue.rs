@@ -109,6 +109,10 @@ impl Queue {
         let head = match self.state.returned.pop() {
             Some(head) => head,
             None if self.available(memory)? == 0 => return Ok(None),
+            // Also what bounds a device's loop over its queue, for completions show only afterwards.
+            None if self.state.next_avail.wrapping_sub(self.state.next_used) >= self.state.size => {
+                return Err(Fault::Ring("more buffers are in use than the queue has entries"));
+            }
             None => {
                 let slot = u64::from(self.state.next_avail % self.state.size);
                 let head = u16::from_le(memory.read_obj(GuestAddress(self.state.avail + 4 + 2 * slot))?);

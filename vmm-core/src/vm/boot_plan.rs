@@ -1,13 +1,16 @@
 //! What is done at every power-on and reset so that CPU 0 finds something to run.
 
+use std::io::Read;
 use std::sync::Arc;
 
 use super::BuildError;
 use crate::backend::nvram::Nvram;
+use super::generation::Generation;
 use crate::base::{GuestAddress, GuestMemory};
 use crate::boot::acpi::{self, AcpiConfig, AcpiFiles, EventLog};
 use crate::boot::bios::Bios;
 use crate::boot::linux::{Entry, Kernel};
+use crate::boot::smbios::{self, Smbios, SmbiosConfig};
 use crate::boot::uefi::Uefi;
 use crate::boot::{BootError, layout, secure_boot};
 use crate::config::{Boot, VmConfig};
@@ -33,6 +36,8 @@ const PIRQ_ROUTES: [usize; 2] = [0x60, 0x68];
 
 /// How long UEFI waits for the key that opens its menu, ms.
 const MENU_WAIT: u16 = 5000;
+/// How far behind their entry point the SMBIOS structures are, where no firmware places them.
+const SMBIOS_TABLES: u64 = 0x20;
 
 /// See the module.
 pub(super) struct BootPlan {
@@ -40,6 +45,9 @@ pub(super) struct BootPlan {
     acpi: AcpiConfig,
     /// UEFI's variables and their place, until the chip that holds them is made.
     variables: Option<(u64, Nvram)>,
+    uuid: [u8; 16],
+    smbios: Smbios,
+    generation: Arc<Generation>,
 }
 
 enum Source {
@@ -53,13 +61,16 @@ enum Source {
 
 impl BootPlan {
     /// Finds what is to be started; shows firmware to the guest.
-    pub(super) fn new(config: &VmConfig, kvm: &KvmVm) -> Result<BootPlan, BuildError> {
+    pub(super) fn new(config: &VmConfig, kvm: &KvmVm, generation: Arc<Generation>) -> Result<BootPlan, BuildError> {
         let low_top = kvm.memory().low_top() as u32;
+        let topology = config.topology();
         let tpm = config.tpm.then_some(match &config.boot {
             Boot::Kernel { .. } => EventLog::None,
             _ => EventLog::Firmware,
         });
-        let acpi = AcpiConfig { cpus: config.cpus, low_top, ecam: layout::ECAM as u32, tpm };
+        let acpi = AcpiConfig { topology, low_top, ecam: layout::ECAM as u32, tpm };
+        let uuid = config.uuid.map_or_else(random_uuid, |uuid| Ok(uuid.0))?;
+        let smbios = Smbios::new(&SmbiosConfig::new(uuid, topology, kvm.memory(), kvm.processor()?));
         let mut variables = None;
         let source = match &config.boot {
             Boot::Bios => {
@@ -90,7 +101,7 @@ impl BootPlan {
                 Source::Kernel(kernel)
             }
         };
-        Ok(BootPlan { source, acpi, variables })
+        Ok(BootPlan { source, acpi, variables, uuid, smbios, generation })
     }
 
     /// What the chip that holds UEFI's variables is made of: its address and its contents. Once.
@@ -106,7 +117,8 @@ impl BootPlan {
         bridge: &Arc<HostBridge>,
     ) -> Result<FwCfgItems, FwCfgError> {
         let mut items = FwCfgItems::default();
-        let cpus = (self.acpi.cpus as u16).to_le_bytes();
+        let cpus = (self.acpi.topology.cpus().unwrap_or(1) as u16).to_le_bytes();
+        items.item(key::UUID, self.uuid.to_vec());
         items.item(key::NB_CPUS, cpus.to_vec());
         items.item(key::MAX_CPUS, cpus.to_vec());
         items.item(key::RAM_SIZE, memory.size().to_le_bytes().to_vec());
@@ -118,6 +130,8 @@ impl BootPlan {
         }
         items.item(key::IRQ0_OVERRIDE, 1u32.to_le_bytes().to_vec());
         items.file("etc/e820", layout::encode(&layout::firmware_map(memory)))?;
+        items.file(smbios::ANCHOR_FILE, self.smbios.anchor.clone())?;
+        items.file(smbios::TABLES_FILE, self.smbios.tables.clone())?;
         if !order.is_empty() {
             let mut text = order.join("\n").into_bytes();
             text.push(0);
@@ -131,13 +145,18 @@ impl BootPlan {
             items.file(TPM_CONFIG, TPM_2_WITHOUT_PPI.to_vec())?;
         }
         let AcpiFiles { tables, rsdp, loader } = AcpiFiles::new(self.acpi);
-        let sizes =
-            [(acpi::TABLES_FILE, tables.len()), (acpi::RSDP_FILE, rsdp.len()), (acpi::LOADER_FILE, loader.len())];
-        let (bridge, acpi) = (bridge.clone(), self.acpi);
+        let sizes = [
+            (acpi::TABLES_FILE, tables.len()),
+            (acpi::RSDP_FILE, rsdp.len()),
+            (acpi::LOADER_FILE, loader.len()),
+            (acpi::GENERATION_FILE, acpi::generation_page(&self.generation.id()).len()),
+        ];
+        items.writable_file(acpi::GENERATION_ADDRESS_FILE, vec![0; 8])?;
+        let (bridge, config, generation) = (bridge.clone(), self.acpi, self.generation.clone());
         items.lazy_files(&sizes, move || {
-            let ecam = bridge.ecam_range().map_or(acpi.ecam, |(start, _)| start as u32);
-            let AcpiFiles { tables, rsdp, loader } = AcpiFiles::new(AcpiConfig { ecam, ..acpi });
-            Ok(vec![tables, rsdp, loader])
+            let ecam = bridge.ecam_range().map_or(config.ecam, |(start, _)| start as u32);
+            let AcpiFiles { tables, rsdp, loader } = AcpiFiles::new(AcpiConfig { ecam, ..config });
+            Ok(vec![tables, rsdp, loader, acpi::generation_page(&generation.id())])
         })?;
         Ok(items)
     }
@@ -160,6 +179,13 @@ impl BootPlan {
             Source::Kernel(kernel) => {
                 program_chipset(root);
                 assign_bars(root);
+                let no_room =
+                    |_| BootError::NoRoom { what: "what the machine says of itself", memory_mib: memory.size() >> 20 };
+                let (anchor, tables) = self.smbios.clone().place(layout::SMBIOS + SMBIOS_TABLES);
+                memory.write(GuestAddress(layout::SMBIOS), &anchor).map_err(no_room)?;
+                memory.write(GuestAddress(layout::SMBIOS + SMBIOS_TABLES), &tables).map_err(no_room)?;
+                let page = acpi::generation_page(&self.generation.id());
+                memory.write(GuestAddress(layout::generation_page(memory)), &page).map_err(no_room)?;
                 kernel.load(memory, AcpiFiles::new(self.acpi)).map(Some)
             }
         }
@@ -168,6 +194,16 @@ impl BootPlan {
 
 fn host(what: &str, source: impl std::error::Error + Send + Sync + 'static) -> BuildError {
     BuildError::Host { what: what.into(), source: source.into() }
+}
+
+/// A UUID of version 4 (RFC 9562 §5.4).
+pub(super) fn random_uuid() -> Result<[u8; 16], BuildError> {
+    let mut uuid = [0; 16];
+    let read = std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut uuid));
+    read.map_err(|source| host("could not make a UUID", source))?;
+    uuid[6] = uuid[6] & 0x0f | 0x40;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    Ok(uuid)
 }
 
 /// Shows firmware to the guest, its end at 4 GiB; returns its start.

@@ -6,8 +6,9 @@ use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 
-use super::boot_plan::BootPlan;
+use super::boot_plan::{BootPlan, random_uuid};
 use super::control::Message;
+use super::generation::Generation;
 use super::machine::{Machine, Notice};
 use super::{BuildError, Ports};
 use crate::backend::disk::{Disk, Medium, OpenOptions, RawDisk};
@@ -17,7 +18,7 @@ use crate::backend::net::Tap;
 use crate::backend::tpm::TpmBackend;
 use crate::base::{Component, Executor, GuestMemory, WorkerThread};
 use crate::boot::linux::Entry;
-use crate::config::{Cache, DiskBus, VmConfig};
+use crate::config::{Boot, Cache, DiskBus, VmConfig};
 use crate::devices::ahci::{Ahci, AhciParts, Drive};
 use crate::devices::chipset::{HostBridge, Lpc, Pirq};
 use crate::devices::legacy::{
@@ -26,6 +27,7 @@ use crate::devices::legacy::{
 use crate::devices::nvme::{self, Nvme, NvmeParts};
 use crate::devices::tpm_crb::{self, TpmCrb};
 use crate::devices::vga::Vga;
+use crate::devices::virtio_balloon::Balloon;
 use crate::devices::virtio_blk::Blk;
 use crate::devices::virtio_console::Console;
 use crate::devices::virtio_gpu::Gpu;
@@ -33,7 +35,7 @@ use crate::devices::virtio_input::Input;
 use crate::devices::virtio_net::{self, Net};
 use crate::devices::virtio_rng::Rng;
 use crate::hw::{Bus, BusDevice, ProblemSink};
-use crate::kvm::{KvmCpu, KvmError, KvmVm};
+use crate::kvm::{CpuModel, KvmCpu, KvmError, KvmVm};
 use crate::pci::{PciAddress, PciDevice, PciRoot};
 use crate::vcpu::{Buses, VcpuThread};
 use crate::virtio::{Device, Face, Layout, Role, TransportParts, VirtioPci};
@@ -47,6 +49,7 @@ mod slot {
     pub const CONSOLE: u8 = 5;
     pub const DISKS: u8 = 6;
     pub const NETS: u8 = 22;
+    pub const BALLOON: u8 = 30;
     pub const CHIPSET: u8 = 0x1f;
 }
 
@@ -55,6 +58,7 @@ pub(super) struct Parts {
     pub power: Arc<PmBlock>,
     pub monitor: Monitor,
     pub drives: Option<Arc<Ahci>>,
+    pub generation_id: Arc<Generation>,
 }
 
 fn host<T>(what: &str, result: io::Result<T>) -> Result<T, BuildError> {
@@ -104,11 +108,14 @@ impl Machine {
         let port_92 = Arc::new(Port92::default());
         let bridge = Arc::new(HostBridge::new(buses.memory.clone(), root.ecam()));
         let lpc = Arc::new(Lpc::new(buses.ports.clone(), power.clone(), pirq.clone()));
-        let mut boot = BootPlan::new(config, &kvm)?;
+        let firmware = !matches!(config.boot, Boot::Kernel { .. });
+        let generation_id = Arc::new(Generation::new(random_uuid()?, &memory, power.clone(), firmware));
+        let mut boot = BootPlan::new(config, &kvm, generation_id.clone())?;
         let items = boot.firmware_items(&memory, &boot_order(config), &bridge);
         let items =
             items.map_err(|e| BuildError::Host { what: "could not describe the machine".into(), source: e.into() })?;
         let fw_cfg = Arc::new(FwCfg::new(memory.clone(), items, maker.problems.clone()));
+        generation_id.connect(fw_cfg.clone());
         let fixed: [(u64, u64, Arc<dyn BusDevice>); 7] = [
             (0x60, I8042_PORTS, i8042.clone()),
             (0x70, 2, rtc.clone()),
@@ -126,6 +133,7 @@ impl Machine {
         root.add(PciAddress::new(slot::CHIPSET, 0), lpc.clone());
         let chipset: [Arc<dyn Component>; 9] = [bridge, lpc, power.clone(), rtc, serial, i8042, reset, port_92, fw_cfg];
         maker.components.extend(chipset);
+        maker.components.push(generation_id.clone());
         if let Some((address, variables)) = boot.take_variables() {
             let flash = Pflash::new(address, variables, kvm.clone(), io, maker.problems.clone());
             let flash = Arc::new(host("could not show the firmware's variables", flash)?);
@@ -155,6 +163,7 @@ impl Machine {
         maker.virtio(slot::TABLET, "tablet", Input::tablet(ports.pointer))?;
         maker.virtio(slot::RNG, "rng", Rng::default())?;
         maker.virtio(slot::CONSOLE, "console", Console::new(ports.console))?;
+        maker.virtio(slot::BALLOON, "balloon", Balloon::default())?;
         let mut sata = cd_drives(config)?;
         for (index, disk) in (0u8..).zip(&config.disks) {
             let name = format!("disk{index}");
@@ -187,8 +196,12 @@ impl Machine {
         let mut cpus = Vec::new();
         let mut fresh_cpus = Vec::new();
         let entry = boot.prepare(&memory, &root)?;
+        if config.hyperv {
+            kvm.tolerate_unknown_registers()?;
+        }
+        let model = CpuModel { topology: config.topology(), hyperv: config.hyperv };
         for index in 0..config.cpus {
-            let cpu = kvm.create_cpu(index, config.cpus)?;
+            let cpu = kvm.create_cpu(index, model)?;
             fresh_cpus.push(cpu.state()?);
             if let (0, Some(entry)) = (index, entry) {
                 enter(&cpu, entry)?;
@@ -202,7 +215,7 @@ impl Machine {
         }
         let fresh_chips = kvm.chips()?;
         let workers = workers.into_values().collect();
-        let parts = Parts { power, monitor, drives };
+        let parts = Parts { power, monitor, drives, generation_id };
         Ok(Machine { cpus, fresh_cpus, fresh_chips, components, parts, boot, root, kvm, generation, _workers: workers })
     }
 }

@@ -175,6 +175,10 @@ impl<E: Fn(VmEvent)> Control<'_, E> {
                 self.machine.resume();
                 Ok(())
             }
+            VmCommand::NewGeneration { id } => {
+                self.machine.renew_generation(id);
+                Ok(())
+            }
             VmCommand::ResizeDisplay { width, height } => {
                 self.machine.resize_display(width, height);
                 Ok(())
@@ -197,6 +201,11 @@ impl<E: Fn(VmEvent)> Control<'_, E> {
                     }
                     CpuEvent::Action(Action::PowerOff) => drop(self.stop()),
                     CpuEvent::Failed(why) => self.fail("CPU", why),
+                    CpuEvent::Crashed(code) => {
+                        let message =
+                            format!("its operating system crashed (code {code:#x}); it may restart by itself");
+                        (self.events)(VmEvent::Problem(Problem { source: "guest".into(), message, paused: false }));
+                    }
                 }
             }
             Notice::Problem { source, message } => {

@@ -133,6 +133,10 @@ impl Machine {
         self.parts.power.press_power_button();
     }
 
+    pub(super) fn renew_generation(&self, id: [u8; 16]) {
+        self.parts.generation_id.renew(id);
+    }
+
     pub(super) fn resize_display(&self, width: u32, height: u32) {
         self.parts.monitor.resize(Mode { width, height });
     }

@@ -4,6 +4,7 @@
 mod boot_plan;
 mod build;
 mod control;
+mod generation;
 mod lifecycle;
 mod machine;
 
@@ -57,6 +58,12 @@ pub enum VmCommand {
         drive: usize,
         /// The ISO's file.
         path: Option<PathBuf>,
+    },
+    /// Tells the guest that it is not alone with its past any more: it was restored or copied, and needs new random
+    /// numbers. The id is one that nobody had before.
+    NewGeneration {
+        /// 16 random bytes.
+        id: [u8; 16],
     },
     /// The console can show this many pixels: offered to the guest as its preferred mode (EDID).
     ResizeDisplay {

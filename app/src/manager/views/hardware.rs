@@ -54,6 +54,9 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>, machine: &Machine) {
             ui.card(|ui| {
                 ui.section("Processor and memory");
                 form::cpus(ui, &mut edit.config.cpus, view.model.host.as_ref(), &errors);
+                // An arrangement of another number of CPUs is none.
+                let cpus = Some(edit.config.cpus);
+                edit.config.topology = edit.config.topology.filter(|topology| topology.cpus() == cpus);
                 form::memory(ui, &mut edit.config.memory_mib, view.model.host.as_ref(), &errors);
             });
             ui.card(|ui| disks(ui, view, &mut edit.config, &errors));

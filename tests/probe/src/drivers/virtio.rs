@@ -15,6 +15,8 @@ pub mod kind {
     pub const CONSOLE: u16 = 3;
     /// Entropy source.
     pub const ENTROPY: u16 = 4;
+    /// Memory balloon.
+    pub const BALLOON: u16 = 5;
     /// GPU.
     pub const GPU: u16 = 16;
     /// Input device.

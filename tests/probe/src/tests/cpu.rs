@@ -11,7 +11,8 @@ use core::arch::x86_64::__cpuid;
 use core::ptr;
 
 const MIB: u64 = 1 << 20;
-/// Pages are tried at this distance.
+const GIB: u64 = 1 << 30;
+/// Pages are tried at this distance, or further apart where there is more RAM than the probe maps.
 const STEP: u64 = 32 * MIB;
 
 /// CPUID makes sense (not more: under KVM_PVM, CPL 3 sees much of the host's), floating point computes, and the TSC moves forward.
@@ -59,8 +60,12 @@ pub fn memory(machine: &Machine, index: usize) -> Outcome {
         let other = e820().ram_bytes().div_ceil(MIB);
         ensure!(other == 0 || other.abs_diff(megabytes) <= 2, "the loader says {megabytes} MiB of RAM, fw_cfg {other}");
     }
+    // A GiB of those that can be mapped is left for the last page of each range, and for devices.
+    let most = memory::HIGH_DIRECTORIES as u64 - 8;
+    let step = if megabytes * MIB <= most * GIB { STEP } else { megabytes.div_ceil(most * 1024) * GIB };
     let mut pages = 0;
     let mut high = 0;
+    let mut top = 0;
     for range in machine.map.ram() {
         // Not the probe's own memory, nor what it has handed out for good.
         let pool = dma::unused();
@@ -70,15 +75,17 @@ pub fn memory(machine: &Machine, index: usize) -> Outcome {
         if range.base < MIB || start >= end {
             continue;
         }
-        for page in (start..end).step_by(STEP as usize).chain([end - 4096]) {
+        for page in (start..end).step_by(step as usize).chain([end - 4096]) {
             ensure!(memory::map(page, 4096), "the page at {page:#x} is higher than the probe maps");
             keeps(page)?;
             pages += 1;
             high += u32::from(page >= 4096 * MIB);
+            top = page + 4096;
         }
     }
     ensure!(pages > 0, "no RAM behind the probe");
-    Ok(text!("{megabytes} MiB in {} ranges, {pages} pages tried, {high} above 4 GiB", machine.map.ram().count()))
+    let ranges = machine.map.ram().count();
+    Ok(text!("{megabytes} MiB in {ranges} ranges, {pages} pages tried, {high} above 4 GiB, the last below {top:#x}"))
 }
 
 /// Writes a pattern that depends on the address, reads it back, and puts the old content back.

@@ -1,13 +1,13 @@
 //! What firmware is made of: fw_cfg, ACPI tables, the debug port.
 
 use crate::acpi::Tables;
-use crate::cpu::{inb, inw};
+use crate::cpu::{inb, inw, outb};
 use crate::dma::Dma;
 use crate::drivers::fw_cfg;
 use crate::machine::Machine;
 use crate::report::{Failure, Outcome};
 use crate::text::Text;
-use crate::{ensure, fail, text};
+use crate::{ensure, fail, memory, println, text, time};
 use core::fmt::Write as _;
 
 const DEBUG_PORT: u16 = 0x402;
@@ -75,6 +75,34 @@ pub fn acpi(machine: &Machine, index: usize) -> Outcome {
     ensure!(madt.cpus >= 1 && madt.io_apic != 0, "the MADT has {} CPUs, I/O APIC at {:#x}", madt.cpus, madt.io_apic);
     let mcfg = tables.table(b"MCFG").map_or(0, |table| table.read(44, 8));
     Ok(text!("at {:#x}:{names} DSDT of {} bytes{power}, {} CPUs, ECAM {mcfg:#x}", tables.rsdp, dsdt.length, madt.cpus))
+}
+
+/// The page of the generation id is in the memory map; with `generationwait` another id comes, and an event with it.
+pub fn generation(machine: &Machine, index: usize) -> Outcome {
+    /// ACPI's non-volatile storage in a memory map; where the id is in its page; the event's status register and bit.
+    const NVS: u32 = 4;
+    const OFFSET: u64 = 40;
+    const GPE0_STS: u16 = 0x620;
+    const EVENT: u8 = 1 << 5;
+    const PATIENCE_MICROS: u64 = 60_000_000;
+    let page = machine.map.ranges().iter().find(|range| range.kind == NVS && range.length == 4096);
+    let Some(page) = page.filter(|_| index == 0) else { return Err(Failure::Absent) };
+    ensure!(memory::map(page.base, page.length), "the page at {:#x} can't be mapped", page.base);
+    // SAFETY: RAM that is mapped; the monitor may change it at any time.
+    let id = || unsafe { core::ptr::read_volatile((page.base + OFFSET) as *const u128) };
+    let first = id();
+    ensure!(first != 0, "the id is 0");
+    if !machine.words.has("generationwait") {
+        return Ok(text!("at {:#x}", page.base));
+    }
+    ensure!(inb(GPE0_STS) & EVENT == 0, "the event is there before the change");
+    println!("probe: generation ready");
+    let told = || inb(GPE0_STS) & EVENT != 0;
+    ensure!(time::wait_for(PATIENCE_MICROS, told), "no event tells of another id");
+    ensure!(id() != first, "the event came before the id");
+    outb(GPE0_STS, EVENT);
+    ensure!(!told(), "the event's status can't be cleared");
+    Ok(text!("at {:#x}, became {:032x}", page.base, id().swap_bytes()))
 }
 
 /// The firmware's debug port answers.

@@ -1,6 +1,7 @@
 //! The self-test: a table of tests, one file for each device.
 
 pub mod ahci;
+mod balloon;
 mod blk;
 mod console;
 mod cpu;
@@ -33,6 +34,7 @@ const TESTS: &[(&str, Test)] = &[
     ("smp", cpu::smp),
     ("fw_cfg", firmware::fw_cfg),
     ("acpi", firmware::acpi),
+    ("generation", firmware::generation),
     ("debug-port", firmware::debug_port),
     ("serial", legacy::serial),
     ("i8042", legacy::keyboard_controller),
@@ -40,6 +42,7 @@ const TESTS: &[(&str, Test)] = &[
     ("vga-text", legacy::vga_text),
     ("dispi", legacy::bochs_display),
     ("rng", rng::test),
+    ("balloon", balloon::test),
     ("blk", blk::test),
     ("blk-pattern", blk::pattern),
     ("net", net::test),

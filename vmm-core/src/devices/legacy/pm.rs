@@ -20,7 +20,9 @@ mod port {
     pub const PM1_CNT: u64 = 0x04;
     /// PM_TMR, u32.
     pub const TIMER: u64 = 0x08;
-    /// GPE0_EN, 8 bytes; GPE0_STS, the 8 bytes before it, has nothing to report.
+    /// GPE0_STS, 8 bytes.
+    pub const GPE0_STS: u64 = 0x20;
+    /// GPE0_EN, 8 bytes.
     pub const GPE0_EN: u64 = 0x28;
     /// SMI_EN, u32.
     pub const SMI_EN: u64 = 0x30;
@@ -76,6 +78,7 @@ struct State {
     status: u16,
     enable: u16,
     control: u16,
+    gpe0_status: [u8; 8],
     gpe0_enable: [u8; 8],
     smi_enable: u32,
     /// What the timer's count is ahead of the host clock's.
@@ -93,6 +96,9 @@ pub struct PmState {
     status: u16,
     enable: u16,
     control: u16,
+    /// Since version 2.
+    #[serde(default)]
+    gpe0_status: [u8; 8],
     gpe0_enable: [u8; 8],
     smi_enable: u32,
     timer: u64,
@@ -100,7 +106,7 @@ pub struct PmState {
 }
 
 impl SavedState for PmState {
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
 }
 
 /// Ticks of the timer in `nanoseconds`.
@@ -131,7 +137,8 @@ impl Shared {
             state.timer.arm(None);
         }
         state.armed = wanted;
-        self.sci.set(state.status & state.enable & pm1::EVENTS != 0);
+        let general = state.gpe0_status.iter().zip(&state.gpe0_enable).any(|(status, enable)| status & enable != 0);
+        self.sci.set(state.status & state.enable & pm1::EVENTS != 0 || general);
     }
 }
 
@@ -141,6 +148,7 @@ impl State {
             status,
             enable,
             control,
+            gpe0_status,
             gpe0_enable,
             smi_enable,
             timer_offset: _,
@@ -149,7 +157,7 @@ impl State {
             armed: _,
         } = self;
         (*status, *enable, *control) = (0, 0, 0);
-        *gpe0_enable = [0; 8];
+        (*gpe0_status, *gpe0_enable) = ([0; 8], [0; 8]);
         *smi_enable = SMI_EN_RESET;
     }
 
@@ -159,8 +167,8 @@ impl State {
             port::PM1 => u32::from(self.status) | u32::from(self.enable) << 16,
             port::PM1_CNT => u32::from(self.control | control::SCI_EN),
             port::SMI_EN => self.smi_enable,
-            port::GPE0_EN => return self.gpe0_enable[(offset & 3) as usize],
-            at if at == port::GPE0_EN + 4 => return self.gpe0_enable[4 + (offset & 3) as usize],
+            at if (port::GPE0_STS..port::GPE0_EN).contains(&at) => return self.gpe0_status[(offset & 7) as usize],
+            at if (port::GPE0_EN..port::SMI_EN).contains(&at) => return self.gpe0_enable[(offset & 7) as usize],
             // Among them the watchdog (TCO) at 0x60, which is absent.
             _ => 0,
         };
@@ -182,6 +190,7 @@ impl State {
                     return Some(Action::PowerOff);
                 }
             }
+            0x20..0x28 => self.gpe0_status[(offset - 0x20) as usize] &= !byte,
             0x28..0x30 => self.gpe0_enable[(offset - 0x28) as usize] = byte,
             0x30..0x34 => {
                 let shift = 8 * (offset & 3);
@@ -201,6 +210,7 @@ impl PmBlock {
             status: 0,
             enable: 0,
             control: 0,
+            gpe0_status: [0; 8],
             gpe0_enable: [0; 8],
             smi_enable: SMI_EN_RESET,
             timer_offset: ticks(clock.monotonic()).wrapping_neg(),
@@ -217,6 +227,17 @@ impl PmBlock {
     pub fn press_power_button(&self) {
         let mut state = lock(&self.shared.state);
         state.status |= pm1::POWER_BUTTON;
+        self.shared.update(&mut state);
+    }
+}
+
+impl PmBlock {
+    /// Raises general purpose event `number`, 0 to 63 (ACPI 6.4 §4.8.5.1).
+    pub fn raise_event(&self, number: u8) {
+        let mut state = lock(&self.shared.state);
+        if let Some(byte) = state.gpe0_status.get_mut(usize::from(number / 8)) {
+            *byte |= 1 << (number % 8);
+        }
         self.shared.update(&mut state);
     }
 }
@@ -295,12 +316,23 @@ impl Component for PmBlock {
     fn save(&self) -> Result<Section, StateError> {
         let state = lock(&self.shared.state);
         let timer = self.shared.count(&state);
-        let State { status, enable, control, gpe0_enable, smi_enable, timer_offset: _, timer_seen, timer: _, armed: _ } =
-            &*state;
+        let State {
+            status,
+            enable,
+            control,
+            gpe0_status,
+            gpe0_enable,
+            smi_enable,
+            timer_offset: _,
+            timer_seen,
+            timer: _,
+            armed: _,
+        } = &*state;
         let kept = PmState {
             status: *status,
             enable: *enable,
             control: *control,
+            gpe0_status: *gpe0_status,
             gpe0_enable: *gpe0_enable,
             smi_enable: *smi_enable,
             timer,
@@ -310,12 +342,13 @@ impl Component for PmBlock {
     }
 
     fn restore(&self, section: &Section) -> Result<(), StateError> {
-        let PmState { status, enable, control, gpe0_enable, smi_enable, timer, timer_seen } = section.decode()?;
+        let PmState { status, enable, control, gpe0_status, gpe0_enable, smi_enable, timer, timer_seen } =
+            section.decode()?;
         let mut state = lock(&self.shared.state);
         state.status = status;
         state.enable = enable & pm1::EVENTS;
         state.control = control & (control::BUS_MASTER_RELOAD | control::SLEEP_TYPE);
-        state.gpe0_enable = gpe0_enable;
+        (state.gpe0_status, state.gpe0_enable) = (gpe0_status, gpe0_enable);
         state.smi_enable = smi_enable;
         // The count goes on from where it was.
         state.timer_offset = timer.wrapping_sub(ticks(self.shared.clock.monotonic()));
@@ -421,6 +454,25 @@ mod tests {
         fresh.restore(&section).unwrap();
         assert!(line.level());
         assert_eq!((timer(&fresh), fresh.save().unwrap()), (count, section));
+    }
+
+    #[test]
+    fn a_general_event_raises_the_sci_where_it_is_enabled_until_its_status_is_cleared() {
+        let (_, line, block) = block();
+        block.raise_event(13);
+        block.raise_event(200);
+        assert_eq!((word(&block, 0x20), line.level()), (1 << 13, false));
+        block.write(0x28, &[0xff, 1 << 5]);
+        assert!(line.level());
+        let section = block.save().unwrap();
+        block.write(0x20, &[0xff, 0]);
+        assert!(line.level());
+        block.write(0x21, &[1 << 5]);
+        assert_eq!((word(&block, 0x20), line.level()), (0, false));
+        block.restore(&section).unwrap();
+        assert!(line.level());
+        block.reset();
+        assert_eq!((word(&block, 0x20), line.level()), (0, false));
     }
 
     #[test]
