@@ -103,12 +103,13 @@ impl AcpiFiles {
         build.point(fadt + 140, 8);
         let mut mcfg = MCFG::new(OEM, OEM_TABLE, 1);
         mcfg.add_ecam(u64::from(config.ecam), 0, 0, 255);
-        let mut listed = vec![fadt, build.put_table(madt(config.topology).as_slice()), build.put_table(&bytes(&mcfg)), {
-            // WAET (Windows ACPI Emulated Devices Table): the PM timer needs reading only once.
-            let mut waet = Sdt::new(*b"WAET", 40, 1, OEM, OEM_TABLE, 1);
-            waet.write_u32(36, 2);
-            build.put_table(waet.as_slice())
-        }];
+        let mut listed =
+            vec![fadt, build.put_table(madt(config.topology).as_slice()), build.put_table(&bytes(&mcfg)), {
+                // WAET (Windows ACPI Emulated Devices Table): the PM timer needs reading only once.
+                let mut waet = Sdt::new(*b"WAET", 40, 1, OEM, OEM_TABLE, 1);
+                waet.write_u32(36, 2);
+                build.put_table(waet.as_slice())
+            }];
         if let Some(log) = config.tpm {
             let table = build.put_table(tpm2(log).as_slice());
             listed.push(table);

@@ -4,8 +4,8 @@ use std::io::Read;
 use std::sync::Arc;
 
 use super::BuildError;
-use crate::backend::nvram::Nvram;
 use super::generation::Generation;
+use crate::backend::nvram::Nvram;
 use crate::base::{GuestAddress, GuestMemory};
 use crate::boot::acpi::{self, AcpiConfig, AcpiFiles, EventLog};
 use crate::boot::bios::Bios;
