@@ -432,7 +432,11 @@ fn the_firmware_is_chosen_by_the_medium_and_the_host_and_may_be_changed() {
         assert!(reason.is_none_or(|reason| stage.shows(reason)), "{reason:?} is not shown");
         let chosen = |stage: &mut Stage| {
             stage.click("Create");
-            match stage.asked().as_slice() {
+            let asked = stage.asked();
+            // It came to nothing, so the form can be used again.
+            let full = Failure { what: "No".into(), cause: "The disk is full.".into(), next: None };
+            stage.tell(Update::NotCreated(full));
+            match asked.as_slice() {
                 [Request::Create { new, start: false }] => Firmware::of(&new.boot),
                 other => panic!("{other:?}"),
             }
