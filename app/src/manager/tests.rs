@@ -414,38 +414,6 @@ fn uefi_variables_are_reset_only_after_a_question() {
 }
 
 #[test]
-fn the_firmware_is_chosen_by_the_medium_and_the_host_and_may_be_changed() {
-    let kind = MediumKind::Iso { label: None, bios: true, uefi: true };
-    let medium = Medium { kind, ..iso() };
-    for (uefi, firmware) in [(UefiSupport::Good, Firmware::Uefi), (UefiSupport::Software, Firmware::Bios)] {
-        let mut stage = Stage::with_machines();
-        let host = HostLimits { uefi, ..HOST };
-        stage.tell(Update::Host(host, vec![]));
-        stage.key(CTRL, Key::N);
-        stage.manager().perform(super::Action::Picked(Purpose::Open, medium.path.clone()));
-        let found = (medium.clone(), medium.suggest(&host));
-        stage.tell(Update::Inspected(medium.path.clone(), Ok(found)));
-        stage.asked();
-        stage.click("More settings");
-        let reason = firmware.remark(Some(&medium.kind), uefi);
-        assert_eq!(reason.is_some(), firmware == Firmware::Bios);
-        assert!(reason.is_none_or(|reason| stage.shows(reason)), "{reason:?} is not shown");
-        let chosen = |stage: &mut Stage| {
-            stage.click("Create");
-            match stage.asked().as_slice() {
-                [Request::Create { new, start: false }] => Firmware::of(&new.boot),
-                other => panic!("{other:?}"),
-            }
-        };
-        assert_eq!(chosen(&mut stage), Some(firmware));
-        stage.click("UEFI with Secure Boot");
-        assert_eq!(chosen(&mut stage), Some(Firmware::UefiSecure));
-        stage.click("BIOS");
-        assert_eq!(chosen(&mut stage), Some(Firmware::Bios));
-    }
-}
-
-#[test]
 fn a_broken_file_is_explained_and_hurts_no_other_machine() {
     let mut stage = Stage::new();
     let problem = "machine.toml, line 4: cpus: a machine has 1 to 64 CPUs, not 0.";
