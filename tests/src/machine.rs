@@ -99,6 +99,16 @@ impl<'h> Machine<'h> {
     pub fn wait_for_screen(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> Result<String> {
         let font = Font::vga()?;
         let mut text = String::new();
+        let looked = self.wait_for_picture(what, |picture| {
+            text = font.read(picture);
+            wanted(&text)
+        });
+        looked.with_context(|| format!("the last text was:\n{text}"))?;
+        Ok(text)
+    }
+
+    /// Looks at its screen until the picture there is as wanted. The last one stays in the script's folder.
+    pub fn wait_for_picture(&mut self, what: &str, mut wanted: impl FnMut(&Image) -> bool) -> Result<()> {
         // A picture appears whole, under its name; the guest may be between two modes and have none.
         let script = format!(
             "{}until [[ -e enough ]]; do orangery screenshot {} new.png && mv new.png screen.png; sleep 0.2; done",
@@ -109,16 +119,12 @@ impl<'h> Machine<'h> {
         let picture = look.folder().join("screen.png");
         self.picture = Some(picture.clone());
         while self.run.ended()?.is_none() && look.ended()?.is_none() {
-            if picture.exists() {
-                text = font.read(&Image::read(&picture)?);
-            }
-            if wanted(&text) {
-                std::fs::write(look.folder().join("enough"), "").context("could not end the script")?;
-                return Ok(text);
+            if picture.exists() && wanted(&Image::read(&picture)?) {
+                return std::fs::write(look.folder().join("enough"), "").context("could not end the script");
             }
             std::thread::sleep(LOOK);
         }
-        bail!("{what} never came on the screen, whose last text was:\n{text}\nsee {}", picture.display())
+        bail!("{what} never came on the screen, see {}", picture.display())
     }
 
     /// Takes a picture of its screen.
