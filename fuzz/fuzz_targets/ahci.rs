@@ -31,8 +31,8 @@ const PX_SACT: u64 = 0x34;
 const PX_CI: u64 = 0x38;
 /// ATA commands that do something.
 const COMMANDS: &[u8] = &[
-    0x60, 0x61, 0x60, 0x61, 0x25, 0x35, 0xc8, 0xca, 0x20, 0x24, 0x30, 0x34, 0xc4, 0xc5, 0x3d, 0x06, 0x2f, 0x47, 0xea, 0xef,
-    0xc6, 0x91, 0x27, 0xf8, 0x90, 0xec, 0xa0, 0xa1, 0x42, 0xe5,
+    0x60, 0x61, 0x60, 0x61, 0x25, 0x35, 0xc8, 0xca, 0x20, 0x24, 0x30, 0x34, 0xc4, 0xc5, 0x3d, 0x06, 0x2f, 0x47, 0xea,
+    0xef, 0xc6, 0x91, 0x27, 0xf8, 0x90, 0xec, 0xa0, 0xa1, 0x42, 0xe5,
 ];
 /// Packet commands that do something.
 const PACKETS: &[u8] = &[0x28, 0xa8, 0xbe, 0x12, 0x43, 0x46, 0x4a, 0x5a, 0x1b, 0x1e, 0x00, 0x03, 0x25, 0xad];
@@ -103,7 +103,9 @@ impl Machine {
 
     /// Brings a port up as drivers do.
     fn start(&self, port: u64) {
-        for (register, value) in [(0, LIST), (4, 0), (8, FISES), (12, 0), (PX_CMD, 0x16), (0x14, 0xffff_ffff), (PX_CMD, 0x17)] {
+        for (register, value) in
+            [(0, LIST), (4, 0), (8, FISES), (12, 0), (PX_CMD, 0x16), (0x14, 0xffff_ffff), (PX_CMD, 0x17)]
+        {
             self.port(port, register, value as u32);
         }
         self.write(4, 2);
@@ -192,7 +194,9 @@ fuzz_target!(|data: &[u8]| {
                 machine.start(port);
             }
             12 => machine.port(u64::from(choices.u8() % 2), 0x2c, choices.one_of(&[0x301, 0x300, 0x304, 0])),
-            13 => machine.root.write_config(FUNCTION, 0x40 + usize::from(choices.u8() % 0x60), choices.bytes(2)),
+            13 => {
+                machine.root.write_config(FUNCTION, 0x40 + usize::from(choices.u8() % 0x60), choices.bytes(2));
+            }
             14 if choices.u8() % 4 == 0 => {
                 // Its bytes do not move along; what was written is checked by other tests.
                 machine.control.hold(false);
@@ -202,7 +206,9 @@ fuzz_target!(|data: &[u8]| {
                 machine.ahci.pause();
                 machine.ahci.resume();
             }
-            _ => drop(machine.read(u64::from(choices.u16() % 0x480) & !3)),
+            _ => {
+                machine.read(u64::from(choices.u16() % 0x480) & !3);
+            }
         }
     }
     machine.control.hold(false);
