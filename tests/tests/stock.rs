@@ -232,26 +232,6 @@ fn debian_sees_the_machine_s_identity_and_topology_and_gives_memory_back() -> Re
 }
 
 #[test]
-fn debian_on_hyper_v_s_interfaces_uses_them() -> Result<()> {
-    Host::with_shared(|host| {
-        let folder = tempfile::tempdir_in(orangery_tests::artifacts()?)?;
-        let guest = Guest::build(Flavour::Cloud, folder.path(), include_str!("stock/hyperv.sh"), &[])?;
-        let script = format!(
-            "{}orangery boot --headless --memory 512 --cpus 2 --hyperv --kernel '{}' --initrd '{}' \
-             --cmdline 'console=ttyS0 quiet panic=-1'",
-            preamble(host)?,
-            guest.kernel.display(),
-            guest.initrd.display()
-        );
-        let output = host.run("hyperv", &script, LIMIT)?.success()?;
-        let failed: Vec<_> = output.stdout.lines().filter(|line| line.starts_with("FAILED")).collect();
-        assert!(failed.is_empty(), "{failed:?}, see {}", output.folder.display());
-        assert_eq!(output.stdout.matches("ok ").count(), 5, "see {}", output.folder.display());
-        Ok(())
-    })
-}
-
-#[test]
 fn debian_reboots_in_every_way_it_knows() -> Result<()> {
     Host::with_shared(|host| {
         let folder = tempfile::tempdir_in(orangery_tests::artifacts()?)?;
@@ -264,7 +244,8 @@ fn debian_reboots_in_every_way_it_knows() -> Result<()> {
             guest.kernel.display(),
             guest.initrd.display()
         );
-        let output = host.run("reboot", &script, LIMIT)?.success()?;
+        // Five boots.
+        let output = host.run("reboot", &script, 5 * LIMIT)?.success()?;
         for (count, way) in ["acpi", "kbd", "triple", "cf9_force"].into_iter().enumerate() {
             let line = format!("reboot by {way}: {way}");
             let seen = output.stdout.contains(&line) && output.stdout.contains(&format!("boot {}", count + 1));

@@ -25,7 +25,7 @@ check threads is 4 $cpu/cpu4/topology/thread_siblings_list
 
 check generation [ -e /sys/bus/acpi/drivers/vmgenid/ORNG0001:00 ]
 check generation-event grep -q ' enabled ' /sys/firmware/acpi/interrupts/gpe05
-grep -i 'acpi.*\(error\|warning\|bug\)' /tmp/dmesg > /tmp/errors
+grep -e 'ACPI.*Error' -e 'ACPI.*Warning' -e 'Firmware Bug' /tmp/dmesg > /tmp/errors
 cat /tmp/errors
 check acpi-errors [ ! -s /tmp/errors ]
 check clock is kvm-clock /sys/devices/system/clocksource/clocksource0/current_clocksource
