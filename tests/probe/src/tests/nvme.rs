@@ -79,8 +79,11 @@ fn limits(disk: &Disk, queue: &mut Queue) -> Outcome<()> {
         refused("a read past the end", command, status::LBA_RANGE)?;
     }
     refused("an unknown command", disk.plain(0x7f, memory.address(), &[0, 0, 0]), status::INVALID_OPCODE)?;
-    let odd = disk.plain(opcode::READ, memory.address() + 2, &[0, 0, 0]);
-    refused("a read to an odd address", odd, status::PRP_OFFSET)?;
+    // Only the first page may be entered in its middle.
+    let pages = Dma::new(2 * 4096);
+    let mut inside = disk.transfer(0, opcode::READ, 0, &pages, 4096 - BLOCK, 2 * BLOCK);
+    inside[8] += BLOCK as u32;
+    refused("a read into the middle of its second page", inside, status::PRP_OFFSET)?;
     run(queue, "a read after errors", disk.transfer(0, opcode::READ, 0, &memory, 0, BLOCK))
 }
 

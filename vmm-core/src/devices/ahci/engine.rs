@@ -27,7 +27,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// What is on a port.
 pub(super) enum Device {
     Cd(Mutex<CdDrive>),
-    Disk(Mutex<AtaDisk>),
+    Disk(Box<Mutex<AtaDisk>>),
 }
 
 /// What registers and commands are about, on whichever thread.

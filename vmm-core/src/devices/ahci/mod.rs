@@ -152,7 +152,7 @@ impl Ahci {
         let AhciParts { name, memory, executor, msi, line, problems, ejected } = parts;
         let devices = drives.into_iter().take(PORTS).map(|drive| match drive {
             Drive::Cd(medium) => Device::Cd(Mutex::new(CdDrive::new(medium))),
-            Drive::Disk(disk, name) => Device::Disk(Mutex::new(AtaDisk::new(disk, name))),
+            Drive::Disk(disk, name) => Device::Disk(Box::new(Mutex::new(AtaDisk::new(disk, name)))),
         });
         let devices: Vec<_> = devices.collect();
         let identity = Identity {
