@@ -296,7 +296,9 @@ fn scatter_gather_lists_that_break_the_rules_are_refused() {
     let block = descriptor(data, 512, 0);
     let segment = |len| descriptor(table, len, 0x20);
     let last = |len| descriptor(table, len, 0x30);
-    let cases: &[(&[[u8; 16]], [u8; 16], u16)] = &[
+    // A list in memory, the command's own descriptor, and the status.
+    type Case<'a> = (&'a [[u8; 16]], [u8; 16], u16);
+    let cases: &[Case<'_>] = &[
         (&[], descriptor(data, 511, 0), 0x0f),
         (&[], descriptor(data, 513, 0), 0x0f),
         (&[], descriptor(data, 512, 0x01), 0x11),
@@ -308,7 +310,7 @@ fn scatter_gather_lists_that_break_the_rules_are_refused() {
         (&[], descriptor(RAM, 16, 0x30), DATA_TRANSFER),
         (&[], last(0), 0x0d),
         (&[], last(24), 0x0d),
-        (&[], last(u32::MAX & !15), 0x0e),
+        (&[], last(!15), 0x0e),
         // A segment has to lead on, the last must not, and a pointer stands at the end.
         (&[block], segment(16), 0x0d),
         (&[block, segment(16)], last(32), 0x0d),
@@ -1125,7 +1127,7 @@ proptest! {
     ) {
         let (mut guest, control) = started();
         for (queue, opcode, words, kind) in commands {
-            let near = |value: u32| if value & 3 == 0 { u64::from(value) << 3 } else { u64::from(value) % RAM & !0xfff };
+            let near = |value: u32| if value & 3 == 0 { u64::from(value) << 3 } else { (u64::from(value) % RAM) & !0xfff };
             let dwords = [words[2] & 0xff, words[3], words[4] & 0xffff, words[5]];
             let dwords = if kind & 1 == 0 { dwords } else { [words[2], words[3], words[4], words[5]] };
             let mut command = NvmeGuest::command(opcode % 16, words[0] & 1, near(words[1]), &dwords);

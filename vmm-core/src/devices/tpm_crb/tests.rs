@@ -30,10 +30,13 @@ enum Call {
     Restore(TpmState),
 }
 
+/// What it is to answer, in order.
+type Answers = Arc<Mutex<VecDeque<Result<Vec<u8>, TpmError>>>>;
+
 /// A TPM that answers what it is told to, or with the command itself; what happens is told.
 struct Fake {
     calls: Arc<Mutex<Vec<Call>>>,
-    answers: Arc<Mutex<VecDeque<Result<Vec<u8>, TpmError>>>>,
+    answers: Answers,
     interrupt: Arc<Interrupt>,
     /// A command is carried out only when something comes from here.
     gate: Option<Receiver<()>>,
@@ -82,7 +85,7 @@ struct Fixture {
     device: TpmCrb,
     executor: Arc<dyn Executor>,
     calls: Arc<Mutex<Vec<Call>>>,
-    answers: Arc<Mutex<VecDeque<Result<Vec<u8>, TpmError>>>>,
+    answers: Answers,
     problems: Arc<Mutex<Vec<String>>>,
     gate: Sender<()>,
     started: Receiver<()>,
