@@ -371,7 +371,7 @@ mod tests {
         let check = uefi(UefiSupport::Missing);
         let Outcome::Warning(cause) = &check.outcome else { panic!() };
         assert!(cause.command.as_deref().is_some_and(|command| command.contains("ovmf")));
-        assert!(can_start(&[check.clone()]));
+        assert!(can_start(std::slice::from_ref(&check)));
         assert!(matches!(uefi(UefiSupport::Software).outcome, Outcome::Good(text) if text.contains("BIOS")));
     }
 
