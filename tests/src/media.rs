@@ -40,11 +40,6 @@ pub fn grub_rescue_iso() -> Result<PathBuf> {
     Ok(unpacked("grub-rescue-pc")?.join("usr/lib/grub-rescue/grub-rescue-cdrom.iso"))
 }
 
-/// GRUB's rescue system as the image of a disk.
-pub fn grub_rescue_disk() -> Result<PathBuf> {
-    Ok(unpacked("grub-rescue-pc")?.join("usr/lib/grub-rescue/grub-rescue-usb.img"))
-}
-
 /// memtest86+'s disc for BIOS machines, from the package memtest86+.
 pub fn memtest_iso() -> Result<PathBuf> {
     Ok(unpacked("memtest86+")?.join("usr/lib/memtest86+/memtest86+x64.iso"))

@@ -67,31 +67,6 @@ fn a_variable_outlasts_the_machine_that_set_it_until_the_variables_are_reset() -
     })
 }
 
-#[test]
-fn memtest86_runs_from_its_disc() -> Result<()> {
-    /// Its paper. The font that it draws with where the firmware has a frame buffer is its own.
-    const BLUE: [u8; 3] = [0, 0, 170];
-    on_host(|host| {
-        let disc = media::memtest_iso()?;
-        let flags = format!("--firmware uefi --memory 256 --cpus 1 --net none --cdrom '{}'", disc.display());
-        let mut machine = Machine::start(host, "memtest", &flags)?;
-        let is_there = |picture: &Image| {
-            let places = (0..picture.width).flat_map(|x| (0..picture.height).map(move |y| (x, y)));
-            2 * places.filter(|&(x, y)| picture.at(x, y) == BLUE).count() > picture.width * picture.height
-        };
-        // It counts: the picture changes, and goes on changing.
-        let mut seen: Vec<Image> = Vec::new();
-        machine.wait_for_picture("memtest86+ that counts", |picture| {
-            if is_there(picture) && seen.iter().all(|old| old.differences(picture) > 0) {
-                seen.push(picture.clone());
-            }
-            seen.len() == 5
-        })?;
-        machine.verb("stop", "--force")?.success()?;
-        Ok(())
-    })
-}
-
 /// Debian's signed boot loaders, its kernel and a script on a CD.
 fn debian_disc(folder: &std::path::Path) -> Result<PathBuf> {
     let script = include_str!("uefi/guest.sh");

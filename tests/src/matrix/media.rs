@@ -58,9 +58,9 @@ impl Medium {
         };
         let installer = "usr/lib/debian-installer/images/12/amd64/text/debian-installer/amd64";
         let (files, words) = match self {
-            Medium::GrubRescue => (vec![folder.join("usr/lib/grub-rescue/grub-rescue-cdrom.iso")], ""),
+            Medium::GrubRescue => (vec![media::grub_rescue_iso()?], ""),
             Medium::GrubFloppy => (vec![folder.join("usr/lib/grub-rescue/grub-rescue-floppy.img")], ""),
-            Medium::Memtest => (vec![folder.join("usr/lib/memtest86+/memtest86+x64.iso")], ""),
+            Medium::Memtest => (vec![media::memtest_iso()?], ""),
             Medium::Ipxe => (vec![folder.join("usr/lib/ipxe/ipxe.iso")], ""),
             Medium::DebianDisk => (vec![folder.join("disk.img")], ""),
             Medium::DebianInstaller => {

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::machine::Machine;
 use crate::nested::Host;
+use crate::screen::{Colour, Image};
 
 pub use media::Medium;
 pub use table::TABLE;
@@ -28,6 +29,10 @@ const COPY: Duration = Duration::from_secs(300);
 pub enum Firmware {
     /// SeaBIOS.
     Bios,
+    /// The distribution's OVMF.
+    Uefi,
+    /// The same, which starts only what is signed.
+    SecureBoot,
     /// None: the monitor loads a kernel.
     Direct,
 }
@@ -36,6 +41,8 @@ impl Firmware {
     fn flags(self) -> &'static str {
         match self {
             Firmware::Bios => "--firmware bios",
+            Firmware::Uefi => "--firmware uefi",
+            Firmware::SecureBoot => "--firmware uefi-secure",
             Firmware::Direct => "",
         }
     }
@@ -45,6 +52,8 @@ impl fmt::Display for Firmware {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Firmware::Bios => "BIOS",
+            Firmware::Uefi => "UEFI",
+            Firmware::SecureBoot => "UEFI, Secure Boot",
             Firmware::Direct => "none (direct)",
         })
     }
@@ -57,6 +66,10 @@ pub enum Place {
     Cdrom,
     /// On a disk behind virtio-blk.
     VirtioBlk,
+    /// On a SATA disk.
+    Sata,
+    /// On an NVMe disk.
+    Nvme,
     /// Given to the monitor as files.
     Files,
 }
@@ -66,6 +79,8 @@ impl fmt::Display for Place {
         f.pad(match self {
             Place::Cdrom => "CD-ROM on AHCI",
             Place::VirtioBlk => "disk on virtio-blk",
+            Place::Sata => "SATA disk",
+            Place::Nvme => "NVMe disk",
             Place::Files => "kernel's files",
         })
     }
@@ -78,6 +93,9 @@ pub enum Step {
     Screen(&'static [&'static str]),
     /// The screen shows the text, then changes and shows it still: something counts.
     Counts(&'static str),
+    /// Most of the screen has this colour, in five pictures of which no two are alike: something counts there, in a font of
+    /// its own.
+    Paper(Colour),
     /// The serial port has said this.
     Serial(&'static str),
     /// These words of `orangery send-keys`, in the shell's syntax, are typed.
@@ -126,6 +144,9 @@ impl Row {
     /// # Errors
     /// The medium can't be made, or a step did not come.
     pub fn run(&self, host: &Host) -> Result<Outcome> {
+        if matches!(self.firmware, Firmware::Uefi | Firmware::SecureBoot) {
+            host.prepare_for_uefi()?;
+        }
         let medium = self.medium.make()?;
         let path = |index: usize| {
             let path: &PathBuf = medium.files.get(index).context("the medium has no such file")?;
@@ -133,12 +154,17 @@ impl Row {
         };
         let place = match self.place {
             Place::Cdrom => format!("--cdrom '{}'", path(0)?),
-            Place::VirtioBlk => {
+            Place::VirtioBlk | Place::Sata | Place::Nvme => {
                 // The machine writes to it.
                 let (from, to) = (path(0)?, self.disk(host));
                 let copy = format!("mkdir -p '{}' && cp --sparse=always '{from}' {to}", host.scratch().display());
                 host.run("copy", &copy, COPY)?.success()?;
-                format!("--disk {}", self.disk(host))
+                let bus = match self.place {
+                    Place::Sata => "sata",
+                    Place::Nvme => "nvme",
+                    _ => "virtio",
+                };
+                format!("--disk {},bus={bus}", self.disk(host))
             }
             Place::Files => format!("--kernel '{}' --initrd '{}' --cmdline '{}'", path(0)?, path(1)?, medium.words),
         };
@@ -182,6 +208,19 @@ fn perform(machine: &mut Machine<'_>, step: &Step) -> Result<()> {
         Step::Counts(text) => {
             let first = machine.wait_for_screen(text, |screen| screen.contains(text))?;
             machine.wait_for_screen("a change", |screen| screen.contains(text) && screen != first).map(drop)
+        }
+        Step::Paper(colour) => {
+            let is_there = |picture: &Image| {
+                let places = (0..picture.width).flat_map(|x| (0..picture.height).map(move |y| (x, y)));
+                2 * places.filter(|&(x, y)| picture.at(x, y) == colour).count() > picture.width * picture.height
+            };
+            let mut seen: Vec<Image> = Vec::new();
+            machine.wait_for_picture("a picture that changes", |picture| {
+                if is_there(picture) && seen.iter().all(|old| old.differences(picture) > 0) {
+                    seen.push(picture.clone());
+                }
+                seen.len() == 5
+            })
         }
         Step::Serial(text) => machine.wait_for_serial(text).map(drop),
         Step::Keys(keys) => machine.verb("send-keys", keys)?.success().map(drop),
