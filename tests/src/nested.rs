@@ -99,9 +99,11 @@ impl Host {
         Ok(Self { exchange, next: AtomicU32::new(1), machine })
     }
 
-    /// Whether the outer machine has ended by itself; then its folder holds a file `died` with its last words.
+    /// Whether the outer machine has ended by itself, or its kernel has; then its folder holds a file `died` with its last
+    /// words.
     fn has_died(&self) -> bool {
-        let Some(machine) = self.machine.as_ref().filter(|machine| !machine.process.is_running()) else { return false };
+        let dead = |machine: &&Machine| !machine.process.is_running() || has_panicked(&machine.log);
+        let Some(machine) = self.machine.as_ref().filter(dead) else { return false };
         let words = machine.last_words();
         eprintln!("the nested host died: {words}");
         if let Err(error) = fs::write(self.exchange.join("died"), &words) {
@@ -237,7 +239,7 @@ impl Step {
         if self.code.is_none() {
             self.code = match self.exit.try_recv() {
                 Ok(code) => Some(code),
-                Err(TryRecvError::Empty) if Instant::now() < self.limit => None,
+                Err(TryRecvError::Empty) if Instant::now() < self.limit && !has_panicked(&self.log) => None,
                 Err(_) => {
                     bail!("no answer from the nested host; the end of {}:\n{}", self.log.display(), tail(&self.log))
                 }
@@ -409,6 +411,11 @@ fn run_here(folder: &Path, limit: Duration, code: Sender<i32>) -> Result<()> {
 
 fn read_lossy(path: &Path) -> String {
     fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}
+
+/// Whether the outer machine's kernel has given up: a panicking one does not always end the machine.
+fn has_panicked(log: &Path) -> bool {
+    read_lossy(log).contains("Kernel panic - not syncing")
 }
 
 fn tail(path: &Path) -> String {
