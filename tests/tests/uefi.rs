@@ -36,7 +36,7 @@ fn a_variable_outlasts_the_machine_that_set_it_until_the_variables_are_reset() -
         media::fat_disk(&disk, &[("startup.nsh", STARTUP)])?;
         let flags = format!("--firmware uefi --memory 256 --cpus 2 --net none --disk '{}',ro", disk.display());
         let mut machine = Machine::start(host, "shell", &flags)?;
-        let text = machine.wait_for_serial("all set\r")?;
+        let text = machine.wait_for_serial("\nall set\r")?;
         assert!(text.contains("UEFI Interactive Shell") && text.contains(MISSING) && !text.contains(THERE), "{text}");
         // The firmware's picture, in the size that the monitor asks for: text on black.
         let shot = machine.verb("screenshot", "shell.png")?.success()?;
@@ -47,11 +47,11 @@ fn a_variable_outlasts_the_machine_that_set_it_until_the_variables_are_reset() -
         machine.wait()?;
 
         let mut machine = Machine::restart(host, "shell")?;
-        let text = machine.wait_for_serial("all set\r")?;
+        let text = machine.wait_for_serial("\nall set\r")?;
         assert!(text.contains(THERE) && !text.contains(MISSING), "{text}");
         // The guest's own reset comes back to the shell, its variables as they were.
         machine.verb("send-keys", "'reset -w' enter")?.success()?;
-        let text = machine.wait_for_serial_times("all set\r", 2)?;
+        let text = machine.wait_for_serial_times("\nall set\r", 2)?;
         assert!(text.matches(THERE).count() == 2 && !text.contains(MISSING), "{text}");
         assert!(machine.verb("nvram-reset", "")?.code != 0, "the variables of a running machine were reset");
         machine.verb("send-keys", "'reset -s' enter")?.success()?;
@@ -60,7 +60,7 @@ fn a_variable_outlasts_the_machine_that_set_it_until_the_variables_are_reset() -
         let output = Machine::verb_of(host, "nvram-reset", "shell", "")?.success()?;
         assert!(output.stdout.contains("reset"), "{}", output.stdout);
         let mut machine = Machine::restart(host, "shell")?;
-        let text = machine.wait_for_serial("all set\r")?;
+        let text = machine.wait_for_serial("\nall set\r")?;
         assert!(text.contains(MISSING) && !text.contains(THERE), "{text}");
         machine.verb("stop", "--force")?.success()?;
         Ok(())
