@@ -61,7 +61,8 @@ type Waiting = Arc<Mutex<Option<HashMap<String, Sender<i32>>>>>;
 impl Host {
     /// Runs a test on the one host of this test program, which the first to ask boots. One test at a time: an emulated host
     /// has little to share. A host that dies is the emulator's failure, not the test's: it is counted (`./dev test` tells),
-    /// and the test gets another.
+    /// and the test gets another. So is, once, a test that fails on an emulated host: guests have been seen to stand still
+    /// there that never do elsewhere. What fails for a reason fails again.
     pub fn with_shared(mut test: impl FnMut(&Host) -> Result<()>) -> Result<()> {
         static HOST: Mutex<Option<Host>> = Mutex::new(None);
         let mut shared = HOST.lock().unwrap_or_else(PoisonError::into_inner);
@@ -72,11 +73,16 @@ impl Host {
                 none => none.insert(Host::start()?),
             };
             let result = test(host);
-            if !host.has_died() {
-                return result;
+            let died = host.has_died();
+            let again = match &result {
+                Ok(()) => false,
+                Err(_) if died => attempt < ATTEMPTS,
+                Err(error) => attempt == 1 && host.doubt(error),
+            };
+            if died || again {
+                *shared = None;
             }
-            *shared = None;
-            if result.is_ok() || attempt == ATTEMPTS {
+            if !again {
                 return result;
             }
             attempt += 1;
@@ -107,6 +113,19 @@ impl Host {
         let words = machine.last_words();
         eprintln!("the nested host died: {words}");
         if let Err(error) = fs::write(self.exchange.join("died"), &words) {
+            eprintln!("could not record that: {error}");
+        }
+        true
+    }
+
+    /// Whether a test that failed deserves another host: on an emulated one. Then its folder holds a file `doubted` with what
+    /// failed.
+    fn doubt(&self, error: &anyhow::Error) -> bool {
+        if self.machine.is_none() {
+            return false;
+        }
+        eprintln!("a test failed on the nested host, and gets another: {error:#}");
+        if let Err(error) = fs::write(self.exchange.join("doubted"), format!("{error:#}")) {
             eprintln!("could not record that: {error}");
         }
         true

@@ -11,7 +11,7 @@ use super::queues::{COMMAND, COMPLETION, Command, Completion, Entry, Submission,
 use super::registers::{Setup, Wish};
 use super::status::Status;
 use super::{Shared, lock};
-use crate::backend::disk::{Disk, DiskError, Geometry};
+use crate::backend::disk::{Complaints, Disk, DiskError, Geometry};
 use crate::base::{GuestAddress, MemoryError};
 
 /// Requests at the disk at once; what a command adds to the last one may exceed it.
@@ -88,8 +88,7 @@ pub(super) struct Controller {
     parts: usize,
     /// The queue whose turn is next.
     turn: usize,
-    /// What was last complained about, to say it once.
-    complaint: Option<String>,
+    complaints: Complaints,
     /// Commands that found the host full, with their queues. The room for their completions stays promised.
     pub again: Vec<(u16, Command)>,
     /// The host was full: nothing is taken until the machine was paused and goes on.
@@ -110,7 +109,7 @@ impl Controller {
             free: Vec::new(),
             parts: 0,
             turn: 0,
-            complaint: None,
+            complaints: Complaints::default(),
             again: Vec::new(),
             stalled: false,
         }
@@ -457,10 +456,8 @@ impl Controller {
 
     /// Tells the person of the host's failure, once for each reason in a row.
     fn complain(&mut self, error: &DiskError, shared: &Shared) {
-        let message = format!("a request of the guest failed: {error}");
-        if self.complaint.as_ref() != Some(&message) {
-            (shared.problems)(&shared.name, message.clone());
-            self.complaint = Some(message);
+        if let Some(complaint) = self.complaints.about(error) {
+            (shared.problems)(&shared.name, complaint);
         }
     }
 
@@ -469,7 +466,7 @@ impl Controller {
         self.stop(shared);
         self.log = Log::default();
         self.turn = 0;
-        self.complaint = None;
+        self.complaints.reset();
     }
 }
 
