@@ -326,4 +326,9 @@ pub fn a_checkpoint_restores_to_the_same_state<D: Device>(make: Make<'_, D>) {
     assert!(other.transport.restore(&damaged).is_err(), "half a state is taken for a whole one");
     let newer = crate::base::Section { version: section.version + 1, ..section };
     assert!(other.transport.restore(&newer).is_err(), "a newer state is taken for an old one");
+    // A driver that asks for features which nobody offered has not got them yet.
+    let mut asking = Guest::new(make());
+    asking.write_common(0x08, &[0; 4]);
+    asking.write_common(0x0c, &[0xff; 4]);
+    asking.move_to(make(), None);
 }

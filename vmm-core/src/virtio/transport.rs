@@ -767,7 +767,8 @@ impl<D: Device> Component for VirtioPci<D> {
         if queues.len() != count || queue_vectors.len() != count || face.is_some() != self.face.is_some() {
             return Err(StateError::invalid(name, "it is of another kind of device"));
         }
-        if driver_features & !self.features != 0 {
+        // What a driver has only asked for it may have asked for in vain.
+        if status & status::FEATURES_OK != 0 && driver_features & !self.features != 0 {
             return Err(StateError::invalid(name, "its driver uses features that this device lacks"));
         }
         lock(&self.pci).restore(&pci)?;
