@@ -83,8 +83,6 @@ pub struct AcpiFiles {
 enum Step {
     /// Adds the address of the file `to` to the little-endian value of `len` bytes at `at` of another.
     Pointer { file: &'static str, to: &'static str, at: u32, len: u8 },
-    /// Sets the eight bytes at `at` of the tables to the address of the TPM's log.
-    TpmLog { at: u32 },
     /// Makes the bytes [start, start + len) of a file sum up to 0 by the byte at `at`.
     Checksum { file: &'static str, at: u32, start: u32, len: u32 },
 }
@@ -114,7 +112,8 @@ impl AcpiFiles {
             let table = build.put_table(tpm2(log).as_slice());
             listed.push(table);
             if log == EventLog::Firmware {
-                build.steps.push(Step::TpmLog { at: table + TPM2_LOG_ADDRESS });
+                let at = table + TPM2_LOG_ADDRESS;
+                build.steps.push(Step::Pointer { file: TABLES_FILE, to: TPM_LOG_FILE, at, len: 8 });
             }
         }
         // Some programs know only 32-bit pointers: GRUB's `halt` reads where RSDT should be, whatever is there.
@@ -234,14 +233,11 @@ fn script(steps: &[Step]) -> Vec<u8> {
         (ALLOCATE, allocate(TABLES_FILE, 64, ZONE_HIGH)),
         (ALLOCATE, allocate(GENERATION_FILE, GENERATION_PAGE as u32, ZONE_HIGH)),
     ];
-    if steps.iter().any(|step| matches!(step, Step::TpmLog { .. })) {
+    if steps.iter().any(|step| matches!(step, Step::Pointer { to: TPM_LOG_FILE, .. })) {
         commands.push((ALLOCATE, allocate(TPM_LOG_FILE, 1, ZONE_HIGH)));
     }
     for step in steps {
         commands.push(match *step {
-            Step::TpmLog { at } => {
-                (ADD_POINTER, [name(TABLES_FILE), name(TPM_LOG_FILE), at.to_le_bytes().to_vec(), vec![8]].concat())
-            }
             Step::Pointer { file, to, at, len } => {
                 (ADD_POINTER, [name(file), name(to), at.to_le_bytes().to_vec(), vec![len]].concat())
             }
