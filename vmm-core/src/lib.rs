@@ -4,6 +4,7 @@
 pub mod backend;
 pub mod base;
 pub mod boot;
+pub mod checkpoint;
 pub mod config;
 pub mod devices;
 pub mod hw;

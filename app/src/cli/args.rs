@@ -108,8 +108,13 @@ Examples:
         #[command(flatten)]
         which: Which,
     },
-    /// Go on after a pause
+    /// Go on after a pause, or where it was suspended
     Resume {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Save it as it runs and end it: its next start goes on from there
+    Suspend {
         #[command(flatten)]
         which: Which,
     },

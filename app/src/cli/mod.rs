@@ -76,12 +76,13 @@ impl CliError {
         let exit = match self {
             CliError::Library(error) | CliError::Run(RunError::Library(error)) => match error {
                 LibraryError::NotFound { .. } => Exit::NotFound,
-                LibraryError::Exists(_) | LibraryError::Running { .. } | LibraryError::NoVariables { .. } => {
-                    Exit::State
-                }
+                LibraryError::Exists(_)
+                | LibraryError::Running { .. }
+                | LibraryError::NoVariables { .. }
+                | LibraryError::Changed { .. } => Exit::State,
                 LibraryError::Name { .. } | LibraryError::Config(_) => Exit::Usage,
                 LibraryError::Firmware(_) => Exit::Host,
-                LibraryError::Broken { .. } | LibraryError::Io { .. } => Exit::Failed,
+                LibraryError::Broken { .. } | LibraryError::Io { .. } | LibraryError::Checkpoint(_) => Exit::Failed,
             },
             CliError::Control { source: ControlError::NotRunning | ControlError::Refused(_), .. } => Exit::State,
             CliError::Run(RunError::Build { source: BuildError::Config(_), .. }) => Exit::Usage,
@@ -89,7 +90,7 @@ impl CliError {
             CliError::Launch(error) => return error.code,
             CliError::Words(exit, _) => *exit,
             CliError::Control { .. }
-            | CliError::Run(RunError::Ended(_))
+            | CliError::Run(RunError::Ended(_) | RunError::GoOn { .. })
             | CliError::Detect(_)
             | CliError::Io { .. } => Exit::Failed,
         };

@@ -38,7 +38,7 @@ pub struct Listed {
 }
 
 impl Listed {
-    /// A machine as it is; `power` is absent when it does not run.
+    /// A machine as it is; `power` is absent when that can't be told.
     pub fn new(entry: &Entry, power: Option<(Power, u32)>) -> Listed {
         let machine = entry.machine.as_ref().ok();
         let state = match (machine, power) {

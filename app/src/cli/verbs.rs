@@ -1,6 +1,6 @@
 //! What each verb does.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,8 @@ pub fn perform(cli: Cli) -> Result<(), CliError> {
         Verb::Stop { which, force, timeout } => stop(out, &which, force, Duration::from_secs(timeout)),
         Verb::Reset { which } => command(out, &which, &Request::Reset, "reset"),
         Verb::Pause { which } => command(out, &which, &Request::Pause, "paused"),
-        Verb::Resume { which } => command(out, &which, &Request::Resume, "resumed"),
+        Verb::Resume { which } => resume(out, &which),
+        Verb::Suspend { which } => suspend(out, &which),
         Verb::Raise { which } => command(out, &which, &Request::Raise, "raised"),
         Verb::Rename { which, new } => {
             let machine = library()?.rename(&which.name, &new)?;
@@ -106,7 +107,7 @@ impl Out {
     /// Answers with a machine.
     fn machine(self, machine: &Machine, text: &str) {
         // The answer is about the machine; that it cannot be asked how it is spoils nothing.
-        let (power, state) = look(machine).unwrap_or((Power::Stopped, None));
+        let (power, state) = look(machine).unwrap_or_else(|_| (machine.checkpoints().power(), None));
         self.say(&Shown::new(machine, power, state.as_ref()), text);
     }
 }
@@ -235,23 +236,23 @@ fn boot(args: &MachineArgs) -> Result<(), CliError> {
 /// What a machine does, and all it says of itself when it answers.
 fn look(machine: &Machine) -> Result<(Power, Option<State>), CliError> {
     if machine.holder()?.is_none() {
-        return Ok((Power::Stopped, None));
+        return Ok((machine.checkpoints().power(), None));
     }
     let state = Client::connect_within(&machine.id, GLANCE).and_then(|mut client| client.state()).ok();
     // Its lock is held and its socket is silent: it is on its way up or down.
     Ok((state.as_ref().map_or(Power::Starting, |state| state.power), state))
 }
 
-/// What a machine does, and the process it does it in; absent when it does not run.
-fn power(machine: &Machine) -> Option<(Power, u32)> {
-    let holder = machine.holder().ok().flatten()?;
-    let (power, _) = look(machine).ok()?;
-    Some((power, holder.pid))
+/// What a machine does, and the process it does it in; 0 when it does not run.
+fn power(machine: &Machine) -> (Power, u32) {
+    let pid = machine.holder().ok().flatten().map_or(0, |holder| holder.pid);
+    let (power, _) = look(machine).unwrap_or_else(|_| (machine.checkpoints().power(), None));
+    (power, pid)
 }
 
 fn list(out: Out) -> Result<(), CliError> {
     let entries = library()?.list()?;
-    let listed = |entry: &Entry| Listed::new(entry, entry.machine.as_ref().ok().and_then(power));
+    let listed = |entry: &Entry| Listed::new(entry, entry.machine.as_ref().ok().map(power));
     let listed: Vec<Listed> = entries.iter().map(listed).collect();
     if listed.is_empty() {
         out.say(
@@ -324,8 +325,52 @@ fn command(out: Out, which: &Which, request: &Request, done: &'static str) -> Re
     Ok(())
 }
 
+fn resume(out: Out, which: &Which) -> Result<(), CliError> {
+    let machine = library()?.load(&which.name)?;
+    match machine.holder()? {
+        None if machine.checkpoints().suspended()?.is_some() => start(out, which, false),
+        _ => command(out, which, &Request::Resume, "resumed"),
+    }
+}
+
+fn suspend(out: Out, which: &Which) -> Result<(), CliError> {
+    let (machine, client) = connect(which)?;
+    work(out, &machine, client, &Request::Suspend, "suspending")?;
+    // Its process ends when its files are closed.
+    while machine.holder()?.is_some() {
+        std::thread::sleep(POLL);
+    }
+    out.say(&json!({ "done": "suspended" }), &format!("{:?}: suspended", machine.name));
+    Ok(())
+}
+
+/// Has a machine do what takes time; how far it is is shown on a terminal.
+fn work(out: Out, machine: &Machine, client: Client, request: &Request, doing: &str) -> Result<(), CliError> {
+    let shown = !out.json && std::io::stderr().is_terminal();
+    let mut told = false;
+    let result = client.work(request, |done, total| {
+        if shown {
+            let percent = (done * 100).checked_div(total).unwrap_or(0).min(100);
+            eprint!("\r{:?}: {doing}, {percent} % ", machine.name);
+            told = true;
+        }
+        true
+    });
+    if told {
+        eprint!("\r\x1b[K");
+    }
+    result.map_err(asked(machine))
+}
+
 fn stop(out: Out, which: &Which, force: bool, timeout: Duration) -> Result<(), CliError> {
     let machine = library()?.load(&which.name)?;
+    if force && machine.holder()?.is_none() && machine.checkpoints().suspended()?.is_some() {
+        // Nobody may go on with it meanwhile.
+        let _lock = machine.lock()?;
+        machine.checkpoints().discard_suspended()?;
+        out.say(&json!({ "done": "stopped" }), &format!("{:?}: stopped; what was suspended is given up", machine.name));
+        return Ok(());
+    }
     let Some(holder) = machine.holder()? else { return Err(asked(&machine)(ControlError::NotRunning)) };
     let request = if force { Request::PowerOff } else { Request::ShutDown };
     let told = Client::connect(&machine.id).and_then(|mut client| client.command(&request));

@@ -151,6 +151,34 @@ impl Client {
         }
     }
 
+    /// Asks for work that takes time: [`Request::Suspend`]. `progress` hears how much is done of how much; a `false` gives the
+    /// work up.
+    ///
+    /// # Errors
+    /// The machine refused, or the connection failed.
+    pub fn work(
+        mut self,
+        request: &Request,
+        mut progress: impl FnMut(u64, u64) -> bool,
+    ) -> Result<(), ControlError> {
+        // A disk may take its time; that the process ends is seen all the same.
+        self.reader.get_ref().set_read_timeout(None)?;
+        write_line(self.reader.get_mut(), request)?;
+        loop {
+            match read_line(&mut self.reader)? {
+                Some(Reply::Progress { done, total }) => {
+                    if !progress(done, total) {
+                        return Err(ControlError::Refused("it was cancelled".into()));
+                    }
+                }
+                Some(Reply::Done) => return Ok(()),
+                Some(Reply::Refused { message }) => return Err(ControlError::Refused(message)),
+                Some(_) => return Err(ControlError::Confused),
+                None => return Err(ControlError::NotRunning),
+            }
+        }
+    }
+
     /// How the machine is.
     ///
     /// # Errors

@@ -43,6 +43,8 @@ pub enum Request {
     Pause,
     /// Goes on after a pause.
     Resume,
+    /// Saves the machine and ends it: its next start goes on from there. Work: see [`Reply::Progress`].
+    Suspend,
     /// Puts a medium in a CD-ROM drive, or takes it out.
     ChangeMedium {
         /// Which drive, from 0.
@@ -134,6 +136,14 @@ pub enum Reply {
         /// Its process.
         pid: u32,
     },
+    /// Work goes on; any number of these come before [`Reply::Done`] or [`Reply::Refused`]. Closing the connection gives the
+    /// work up.
+    Progress {
+        /// How much is done.
+        done: u64,
+        /// How much there is, in the same unit.
+        total: u64,
+    },
     /// It is done.
     Done,
     /// It is not done, and why.
@@ -195,6 +205,8 @@ pub enum Power {
     Running,
     /// It is paused.
     Paused,
+    /// It is off, and goes on where it was when it is started.
+    Suspended,
     /// It is off.
     Stopped,
 }
@@ -206,6 +218,7 @@ impl Power {
             Power::Starting => "starting",
             Power::Running => "running",
             Power::Paused => "paused",
+            Power::Suspended => "suspended",
             Power::Stopped => "stopped",
         }
     }

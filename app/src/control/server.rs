@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::Receiver;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::protocol::{Event, MAX_TEXT, Pointer, Reply, Request, State, Stream, VERSION, read_line, write_line};
 use super::{Screenshot, keys, runtime_folder, socket_name, socket_path};
@@ -18,6 +18,9 @@ use super::{Screenshot, keys, runtime_folder, socket_name, socket_path};
 const MAX_CONNECTIONS: usize = 32;
 /// How long a client may take to read an answer.
 const WRITE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often progress is told.
+const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
 
 /// The machine behind a socket.
 pub trait Host: Send + Sync + 'static {
@@ -30,6 +33,11 @@ pub trait Host: Send + Sync + 'static {
     /// # Errors
     /// Why not, a sentence.
     fn command(&self, request: Request) -> Result<(), String>;
+    /// Does what takes time. `progress` hears how much is done of how much, and says whether to go on.
+    ///
+    /// # Errors
+    /// Why it was not done, a sentence.
+    fn work(&self, request: Request, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<(), String>;
     /// Its screen, no wider than `max_width`.
     ///
     /// # Errors
@@ -157,6 +165,13 @@ fn serve(stream: UnixStream, host: &dyn Host) -> io::Result<()> {
                 return host.attach(stream, client).map_err(io::Error::other);
             }
             Request::Listen => return listen(reader, host),
+            work @ Request::Suspend => {
+                let mut report = Report { stream: reader.get_ref().try_clone()?, last: None };
+                match host.work(work, &mut |done, total| report.tell(done, total)) {
+                    Ok(()) => Reply::Done,
+                    Err(message) => Reply::Refused { message },
+                }
+            }
             Request::Screenshot { max_width } => match host.screenshot(max_width) {
                 Ok(Screenshot { width, height, png }) => {
                     write_line(reader.get_mut(), &Reply::Screenshot { width, height, bytes: png.len() })?;
@@ -168,6 +183,24 @@ fn serve(stream: UnixStream, host: &dyn Host) -> io::Result<()> {
             other => answer(other, host),
         };
         write_line(reader.get_mut(), &reply)?;
+    }
+}
+
+/// How far work is, told to its client.
+struct Report {
+    stream: UnixStream,
+    last: Option<Instant>,
+}
+
+impl Report {
+    /// Tells it, some times a second. Says whether the client is still there.
+    fn tell(&mut self, done: u64, total: u64) -> bool {
+        let now = Instant::now();
+        if self.last.is_some_and(|last| now - last < PROGRESS_PAUSE) {
+            return true;
+        }
+        self.last = Some(now);
+        write_line(&mut self.stream, &Reply::Progress { done, total }).is_ok()
     }
 }
 

@@ -46,6 +46,20 @@ impl Host for Fake {
         self.asked.lock().unwrap().push(request);
         Ok(())
     }
+    fn work(&self, request: Request, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<(), String> {
+        // It has no end until somebody gives it up, where it was asked for twice.
+        let again = self.asked.lock().unwrap().contains(&request);
+        self.asked.lock().unwrap().push(request);
+        let mut done = 0;
+        while again || done == 0 {
+            if !progress(done, 5) {
+                self.asked.lock().unwrap().clear();
+                return Err("it was cancelled".into());
+            }
+            done += 1;
+        }
+        Ok(())
+    }
     fn screenshot(&self, max_width: Option<u32>) -> Result<Screenshot, String> {
         let width = max_width.ok_or("its screen is off")?;
         // It has line ends in it, as a PNG has.
@@ -92,6 +106,23 @@ impl Bench {
     /// A connection that speaks for itself.
     fn raw(&self) -> BufReader<UnixStream> {
         BufReader::new(UnixStream::connect(self.dir.path().join("id.sock")).unwrap())
+    }
+}
+
+#[test]
+fn work_tells_how_far_it_is_and_is_given_up_with_its_connection() {
+    let bench = Bench::new();
+    let mut told = Vec::new();
+    bench.client().work(&Request::Suspend, |done, total| {
+        told.push((done, total));
+        true
+    }).unwrap();
+    assert_eq!(told, [(0, 5)]);
+    let error = bench.client().work(&Request::Suspend, |_, _| false).unwrap_err();
+    assert!(matches!(error, ControlError::Refused(why) if why.contains("cancelled")));
+    // The machine hears of it.
+    while !bench.fake.asked.lock().unwrap().is_empty() {
+        std::thread::yield_now();
     }
 }
 

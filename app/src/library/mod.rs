@@ -5,6 +5,7 @@
 //!   debian-12/                    a machine; the folder's name is a slug of the machine's
 //!     machine.toml                what it is (schema 1), replaced whole at every change
 //!     nvram.fd                    its UEFI variables, once it has started
+//!     checkpoints/                what was saved of it while it ran
 //!     disks/disk-0.img            its own disks; paths in machine.toml are relative to the folder
 //!     logs/                       serial.log, debug.log, orangery.log
 //!     vm.lock                     held by the process that runs it
@@ -14,6 +15,7 @@
 //!
 //! Everything here may block on the disk: the windows call it from a worker thread.
 
+pub mod checkpoints;
 pub mod detect;
 pub(crate) mod files;
 pub mod firmware;
@@ -36,8 +38,10 @@ use std::path::{Path, PathBuf};
 use vmm_core::config::{
     Boot, CdromConfig, ConfigError, DiskBus, DiskConfig, DisplayConfig, NetConfig, Topology, VmConfig,
 };
+use vmm_core::checkpoint::CheckpointError;
 use vmm_core::vm::BootError;
 
+pub use checkpoints::{Checkpoints, Saved};
 pub use detect::{Medium, MediumKind, detect};
 pub use files::random_hex;
 pub use firmware::{Firmware, UefiSupport};
@@ -89,6 +93,18 @@ pub enum LibraryError {
         /// Why not.
         why: &'static str,
     },
+    /// It was changed since it was suspended.
+    #[error(
+        "the settings of {name:?} were changed since it was suspended, and it can't go on with them; change them back, or give \
+         up what was running with: orangery stop --force {}", quoted(.name)
+    )]
+    Changed {
+        /// The machine.
+        name: String,
+    },
+    /// What was saved of it can't be used.
+    #[error(transparent)]
+    Checkpoint(CheckpointError),
     /// This host has no firmware of the kind it is to start with.
     #[error(transparent)]
     Firmware(#[from] BootError),

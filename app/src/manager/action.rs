@@ -416,10 +416,12 @@ impl Power {
     pub fn refusal(self, state: State) -> Option<&'static str> {
         use State as S;
         match (self, state) {
-            (Power::Start, S::Stopped) => None,
+            (Power::Start, S::Stopped) | (Power::Resume, S::Suspended) => None,
+            (Power::Start, S::Suspended) => Some("It is suspended: resume it"),
             (Power::Start, S::Broken) => Some("Its file can't be understood"),
             (Power::Start, _) => Some("It is running already"),
-            (_, S::Stopped | S::Broken) => Some("It is not running"),
+            (Power::Off, S::Suspended) => None,
+            (_, S::Stopped | S::Suspended | S::Broken) => Some("It is not running"),
             (Power::Off, _) => None,
             (_, S::Starting) => Some("It is still starting"),
             (_, S::Unresponsive) => Some("Its process does not answer"),

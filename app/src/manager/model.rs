@@ -52,6 +52,8 @@ pub struct Machine {
 pub enum State {
     /// Nothing.
     Stopped,
+    /// Nothing; it goes on where it was when it is started.
+    Suspended,
     /// On the way to running.
     Starting,
     /// It runs.
@@ -69,6 +71,7 @@ impl State {
     pub fn word(self) -> &'static str {
         match self {
             State::Stopped => "Stopped",
+            State::Suspended => "Suspended",
             State::Starting => "Starting",
             State::Running => "Running",
             State::Paused => "Paused",
@@ -81,6 +84,7 @@ impl State {
     pub fn shape(self) -> Shape {
         match self {
             State::Stopped => Shape::Square,
+            State::Suspended => Shape::Moon,
             State::Starting => Shape::Spinner,
             State::Running => Shape::Triangle,
             State::Paused => Shape::Bars,
@@ -93,6 +97,7 @@ impl State {
         match self {
             State::Stopped | State::Starting => t.stopped,
             State::Running => t.running,
+            State::Suspended => t.suspended,
             State::Paused => t.paused,
             State::Unresponsive | State::Broken => t.error,
         }
@@ -100,7 +105,7 @@ impl State {
 
     /// A process of its own holds it.
     pub fn is_alive(self) -> bool {
-        !matches!(self, State::Stopped | State::Broken)
+        !matches!(self, State::Stopped | State::Suspended | State::Broken)
     }
 
     /// It has a screen that can be shown.

@@ -440,7 +440,7 @@ fn look_at(shared: &Arc<Shared>, entry: library::Entry, followers: &mut HashMap<
     }
     let live = lock(&shared.live).get(&kept.id).cloned();
     let live = live.unwrap_or(Live {
-        state: if held { State::Starting } else { State::Stopped },
+        state: if held { State::Starting } else { at_rest(&kept) },
         headless: false,
         drives: None,
         problem: None,
@@ -456,6 +456,14 @@ fn look_at(shared: &Arc<Shared>, entry: library::Entry, followers: &mut HashMap<
         headless: live.headless,
         drives: live.drives,
         problem: live.problem,
+    }
+}
+
+/// What a machine is that does not run.
+fn at_rest(machine: &library::Machine) -> State {
+    match machine.checkpoints().power() {
+        control::Power::Suspended => State::Suspended,
+        _ => State::Stopped,
     }
 }
 
@@ -523,7 +531,7 @@ impl From<protocol::State> for Live {
                 control::Power::Starting => State::Starting,
                 control::Power::Running => State::Running,
                 control::Power::Paused => State::Paused,
-                control::Power::Stopped => State::Stopped,
+                control::Power::Stopped | control::Power::Suspended => State::Stopped,
             },
             headless: !state.window,
             drives: Some(state.drives),

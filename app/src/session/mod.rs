@@ -8,6 +8,7 @@ mod launch;
 mod log;
 mod picture;
 mod run;
+mod save;
 mod signals;
 mod terminal;
 mod throwaway;
@@ -27,6 +28,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use vmm_core::backend::chardev::CharPort;
 use vmm_core::backend::display::Screen;
 use vmm_core::backend::input::{ABS_MAX, InputEvent, InputPort, code, ev};
+use vmm_core::checkpoint::Checkpoint;
 use vmm_core::config::VmConfig;
 use vmm_core::vm::{BuildError, Lifecycle, Ports, Vm, VmCommand, VmEvent, VmHandle};
 
@@ -38,7 +40,7 @@ pub use throwaway::{Throwaway, boot, demo};
 
 use crate::control::protocol::{Button, Pointer, Request};
 use crate::control::{Event, Power, Screenshot, State, Stream, keys, server};
-use crate::library::Timestamp;
+use crate::library::{Checkpoints, Timestamp};
 use hub::Hub;
 use log::Log;
 use tpm::TpmProcess;
@@ -64,6 +66,19 @@ pub struct Session {
     raise: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Typing of two clients is not mixed.
     typing: Mutex<()>,
+    /// Where it is saved; a throwaway machine is nowhere.
+    checkpoints: Option<Checkpoints>,
+    /// It is saved by one at a time.
+    saving: Mutex<()>,
+}
+
+/// What a machine is started from.
+struct Start<'a> {
+    identity: Identity,
+    config: &'a VmConfig,
+    /// What it goes on from, if it does.
+    checkpoint: Option<Checkpoint>,
+    log: Option<Log>,
 }
 
 /// Who a machine is.
@@ -72,6 +87,8 @@ struct Identity {
     name: String,
     /// Where its TPM keeps its state, if it has one; nowhere if nothing of the machine is kept.
     tpm: Option<PathBuf>,
+    /// Where it is saved, if it is kept.
+    checkpoints: Option<Checkpoints>,
 }
 
 /// The host's ends of a machine's streams, until somebody takes them.
@@ -153,15 +170,14 @@ fn describe(event: &Event) -> String {
 }
 
 impl Session {
-    /// Builds the machine and starts it. `wake` is called when there is something new on the screen, `events` with all
-    /// that the machine tells, both from its threads.
+    /// Builds the machine and starts it; with a checkpoint, it is as that has it, and paused. `wake` is called when there is
+    /// something new on the screen, `events` with all that the machine tells, both from its threads.
     fn start(
-        identity: Identity,
-        config: &VmConfig,
-        log: Option<Log>,
+        start: Start<'_>,
         wake: impl Fn() + Send + Sync + 'static,
         events: impl Fn(&VmEvent) + Send + 'static,
     ) -> Result<(Arc<Session>, Streams), BuildError> {
+        let Start { identity, config, checkpoint, log } = start;
         let host = |source: io::Error| BuildError::Host {
             what: "could not make the machine's ports".into(),
             source: source.into(),
@@ -184,7 +200,7 @@ impl Session {
         let (serial, serial_host) = CharPort::pair().map_err(host)?;
         let (console, console_host) = CharPort::pair().map_err(host)?;
         let (debug, debug_host) = CharPort::pair().map_err(host)?;
-        let Identity { id, name, tpm } = identity;
+        let Identity { id, name, tpm, checkpoints } = identity;
         let (tpm_process, tpm) = match config.tpm.then(|| TpmProcess::start(tpm.as_deref())).transpose() {
             Ok(started) => started.unzip(),
             Err(source) => {
@@ -202,10 +218,14 @@ impl Session {
             tpm,
         };
         let told = news.clone();
-        let vm = Vm::start(config, ports, move |event| {
+        let tell = move |event: VmEvent| {
             told.tell(&event);
             events(&event);
-        })?;
+        };
+        let vm = match checkpoint {
+            Some(checkpoint) => Vm::restore(config, ports, checkpoint, tell)?,
+            None => Vm::start(config, ports, tell)?,
+        };
         let session = Session {
             id,
             name,
@@ -219,6 +239,8 @@ impl Session {
             hub: OnceLock::new(),
             raise: OnceLock::new(),
             typing: Mutex::default(),
+            checkpoints,
+            saving: Mutex::default(),
         };
         Ok((Arc::new(session), Streams { serial: serial_host, console: console_host, debug: debug_host }))
     }
@@ -319,12 +341,20 @@ impl server::Host for Session {
             // The server answers these itself.
             Request::Hello { .. }
             | Request::State
+            | Request::Suspend
             | Request::Screenshot { .. }
             | Request::Type { .. }
             | Request::Press { .. }
             | Request::Pointer(_)
             | Request::Attach { .. }
             | Request::Listen => Err("this is no command".into()),
+        }
+    }
+
+    fn work(&self, request: Request, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<(), String> {
+        match request {
+            Request::Suspend => self.suspend(progress),
+            _ => Err("this is no work".into()),
         }
     }
 

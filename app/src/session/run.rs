@@ -4,12 +4,13 @@ use std::io;
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, poll};
+use vmm_core::checkpoint::Checkpoint;
 use vmm_core::vm::{BuildError, VmCommand};
 
 use super::hub::{Hub, Line};
 use super::log::Log;
 use super::signals::Signals;
-use super::{Identity, Session, Streams, launch::Announcement};
+use super::{Identity, Session, Start, Streams, launch::Announcement};
 use crate::control::server::Server;
 use crate::library::{Library, LibraryError, Machine};
 
@@ -27,6 +28,14 @@ pub enum RunError {
         /// Why.
         #[source]
         source: BuildError,
+    },
+    /// It was suspended, and can't go on.
+    #[error("could not go on with {name:?}, which is still suspended: {why}")]
+    GoOn {
+        /// The machine.
+        name: String,
+        /// Why.
+        why: String,
     },
     /// This process lacks something.
     #[error("could not {what}")]
@@ -69,13 +78,23 @@ pub fn run(
 ) -> Result<(), RunError> {
     let _lock = machine.lock()?;
     library.make_id_unique(&mut machine)?;
+    let checkpoints = machine.checkpoints();
+    // What an earlier process did not finish. A folder that can't be cleaned up is no reason not to start.
+    let _ = checkpoints.store().collect();
+    let suspended = match checkpoints.suspended()? {
+        Some(saved) => Some((checkpoints.load(&saved.id, &machine)?, saved.id)),
+        None => None,
+    };
     let signals = Signals::take().map_err(RunError::host("take this process's signals"))?;
     if headless {
-        without_window(library, &machine, &signals, announce)
+        without_window(library, &machine, suspended, &signals, announce)
     } else {
-        with_window(library, &machine, &signals, announce)
+        with_window(library, &machine, suspended, &signals, announce)
     }
 }
+
+/// What a machine goes on from, and its name.
+type Suspended = (Checkpoint, String);
 
 /// Writes down which media are in the drives of a machine that has stopped: an installer that ejected its CD is not
 /// started again.
@@ -105,6 +124,7 @@ struct Service {
 /// Starts the machine's streams and its socket, and tells that it runs.
 fn serve(
     machine: &Machine,
+    resumed: Option<&str>,
     session: Arc<Session>,
     streams: Streams,
     announce: impl FnOnce(&Announcement),
@@ -122,12 +142,20 @@ fn serve(
     let server = Server::start(&machine.id, session.clone());
     let server = server.map_err(RunError::host("open the machine's control socket"))?;
     session.note(&format!("Started {:?} (process {}).", machine.name, std::process::id()));
+    if let Some(id) = resumed {
+        session.go_on(id).map_err(|why| RunError::GoOn { name: machine.name.clone(), why })?;
+    }
     announce(&Announcement::Started { id: machine.id.clone(), name: machine.name.clone(), pid: std::process::id() });
     Ok(Service { session, _server: server })
 }
 
 fn identity(machine: &Machine) -> Identity {
-    Identity { id: machine.id.clone(), name: machine.name.clone(), tpm: Some(machine.tpm()) }
+    Identity {
+        id: machine.id.clone(),
+        name: machine.name.clone(),
+        tpm: Some(machine.tpm()),
+        checkpoints: Some(machine.checkpoints()),
+    }
 }
 
 fn build_error(machine: &Machine) -> impl FnOnce(BuildError) -> RunError {
@@ -138,14 +166,15 @@ fn build_error(machine: &Machine) -> impl FnOnce(BuildError) -> RunError {
 fn without_window(
     library: &Library,
     machine: &Machine,
+    suspended: Option<Suspended>,
     signals: &Signals,
     announce: impl FnOnce(&Announcement),
 ) -> Result<(), RunError> {
     let log = Log::start(machine.logs().join("orangery.log")).ok();
-    let identity = identity(machine);
-    let (session, streams) =
-        Session::start(identity, &machine.resolved(), log, || (), |_| ()).map_err(build_error(machine))?;
-    let service = match serve(machine, session.clone(), streams, announce) {
+    let (checkpoint, resumed) = suspended.unzip();
+    let start = Start { identity: identity(machine), config: &machine.resolved(), checkpoint, log };
+    let (session, streams) = Session::start(start, || (), |_| ()).map_err(build_error(machine))?;
+    let service = match serve(machine, resumed.as_deref(), session.clone(), streams, announce) {
         Ok(service) => service,
         Err(error) => {
             end(&session);
@@ -213,7 +242,13 @@ pub(super) fn finish(session: &Session) -> Result<(), RunError> {
 }
 
 #[cfg(not(feature = "gui"))]
-fn with_window(_: &Library, _: &Machine, _: &Signals, _: impl FnOnce(&Announcement)) -> Result<(), RunError> {
+fn with_window(
+    _: &Library,
+    _: &Machine,
+    _: Option<Suspended>,
+    _: &Signals,
+    _: impl FnOnce(&Announcement),
+) -> Result<(), RunError> {
     Err(RunError::Window(anyhow::anyhow!("this Orangery was built without windows; use --headless")))
 }
 
@@ -221,23 +256,23 @@ fn with_window(_: &Library, _: &Machine, _: &Signals, _: impl FnOnce(&Announceme
 fn with_window(
     library: &Library,
     machine: &Machine,
+    suspended: Option<Suspended>,
     signals: &Signals,
     announce: impl FnOnce(&Announcement),
 ) -> Result<(), RunError> {
     use super::window;
     let log = Log::start(machine.logs().join("orangery.log")).ok();
-    let identity = identity(machine);
     let config = machine.resolved();
+    let (checkpoint, resumed) = suspended.unzip();
+    let start = Start { identity: identity(machine), config: &config, checkpoint, log };
     let mut options = window::options(&machine.name, &config);
     options.can_keep_running = true;
     let mut service = None;
     let shown = window::show(
         options,
-        identity,
-        &config,
-        log,
+        start,
         |session, streams| {
-            service = Some(serve(machine, session, streams, announce)?);
+            service = Some(serve(machine, resumed.as_deref(), session, streams, announce)?);
             Ok(())
         },
         signals,

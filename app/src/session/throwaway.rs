@@ -12,7 +12,7 @@ use super::launch::Announcement;
 use super::run::{RunError, end, finish};
 use super::signals::Signals;
 use super::terminal::{self, Ended};
-use super::{Identity, Session, Streams};
+use super::{Identity, Session, Start, Streams};
 
 /// A machine that nobody keeps.
 #[derive(Debug)]
@@ -94,8 +94,9 @@ fn started(throwaway: &Throwaway) -> Announcement {
     Announcement::Started { id: String::new(), name: throwaway.title.clone(), pid: std::process::id() }
 }
 
-fn identity(throwaway: &Throwaway) -> Identity {
-    Identity { id: String::new(), name: throwaway.title.clone(), tpm: None }
+fn beginning(throwaway: &Throwaway) -> Start<'_> {
+    let identity = Identity { id: String::new(), name: throwaway.title.clone(), tpm: None, checkpoints: None };
+    Start { identity, config: &throwaway.config, checkpoint: None, log: None }
 }
 
 fn without_window(
@@ -103,7 +104,7 @@ fn without_window(
     signals: &Signals,
     announce: Option<&dyn Fn(&Announcement)>,
 ) -> Result<(), RunError> {
-    let (session, streams) = Session::start(identity(throwaway), &throwaway.config, None, || (), |_| ())
+    let (session, streams) = Session::start(beginning(throwaway), || (), |_| ())
         .map_err(|source| RunError::Build { name: throwaway.title.clone(), source })?;
     match announce {
         Some(announce) => {
@@ -162,9 +163,7 @@ fn with_window(
     let (told, terminal_ended) = channel();
     let shown = window::show(
         options,
-        identity(throwaway),
-        &throwaway.config,
-        None,
+        beginning(throwaway),
         |session, streams| {
             machine = Some(session.clone());
             let Some(announce) = announce else {

@@ -6,10 +6,9 @@ use std::thread;
 
 use vmm_core::config::VmConfig;
 
-use super::log::Log;
 use super::run::RunError;
 use super::signals::Signals;
-use super::{Identity, Session, Streams};
+use super::{Session, Start, Streams};
 use crate::console::{self, ConsoleSession, Options, Request};
 use crate::manager;
 
@@ -29,13 +28,11 @@ pub fn options(title: &str, config: &VmConfig) -> Options {
 /// (the machine may then still run).
 pub fn show(
     options: Options,
-    identity: Identity,
-    config: &VmConfig,
-    log: Option<Log>,
+    start: Start<'_>,
     started: impl FnOnce(Arc<Session>, Streams) -> Result<(), RunError>,
     signals: &Signals,
 ) -> Result<(), RunError> {
-    let name = identity.name.clone();
+    let name = start.identity.name.clone();
     let result = console::run(options, |waker| {
         let (events, inbox) = channel();
         let (requests, asked): (Sender<Request>, _) = channel();
@@ -45,7 +42,7 @@ pub fn show(
             let _ = events.send(Clone::clone(event));
             on_event.wake();
         };
-        let (session, streams) = Session::start(identity, config, log, move || on_screen.wake(), tell)
+        let (session, streams) = Session::start(start, move || on_screen.wake(), tell)
             .map_err(|source| RunError::Build { name, source })?;
         let raise = waker.clone();
         let _ = session.raise.set(Box::new(move || {

@@ -4,7 +4,10 @@ mod memory;
 mod state;
 mod worker;
 
-pub use memory::{GuestMemory, HIGH_RAM_START, LOW_RAM_MAX, MemoryError, RamRegion};
+pub use memory::{
+    Fate, GuestMemory, HIGH_RAM_START, LOW_RAM_MAX, Layer, MemoryError, OldPages, PageRun, PageTable, Progress,
+    RamCopy, RamRegion,
+};
 pub use state::{Bytes, Component, SavedState, Section, StateError};
 pub use vm_memory::{ByteValued, GuestAddress, VolatileSlice};
 pub use worker::{Executor, InlineExecutor, Task, TaskId, WorkerThread};

@@ -3,13 +3,14 @@
 use std::io;
 
 use kvm_bindings::{
-    KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, Msrs, kvm_debugregs, kvm_fpu, kvm_lapic_state, kvm_mp_state,
-    kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+    KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, Msrs, Xsave, kvm_debugregs, kvm_lapic_state, kvm_mp_state,
+    kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave, kvm_xsave2,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
+use super::saved::{CpuSection, Exposed};
 use super::{KvmError, cpuid, hyperv, tried};
-use crate::base::GuestAddress;
+use crate::base::{GuestAddress, Section, StateError};
 use crate::hw::Topology;
 
 /// Model-specific registers that a machine reset touches, of those the kernel knows (Intel SDM volume 4): SYSENTER,
@@ -30,15 +31,16 @@ const APIC_MODE_EXTINT: u32 = 0x7 << 8;
 /// Everything the kernel keeps of a CPU.
 #[derive(Clone)]
 pub struct CpuState {
-    regs: kvm_regs,
-    sregs: kvm_sregs,
-    fpu: kvm_fpu,
-    xcrs: Option<kvm_xcrs>,
-    debug: kvm_debugregs,
-    lapic: kvm_lapic_state,
-    events: kvm_vcpu_events,
-    mp: kvm_mp_state,
-    msrs: Vec<kvm_msr_entry>,
+    pub(super) regs: kvm_regs,
+    pub(super) sregs: kvm_sregs,
+    /// The XSAVE area, as long as the kernel's.
+    pub(super) xsave: Vec<u8>,
+    pub(super) xcrs: Option<kvm_xcrs>,
+    pub(super) debug: kvm_debugregs,
+    pub(super) lapic: kvm_lapic_state,
+    pub(super) events: kvm_vcpu_events,
+    pub(super) mp: kvm_mp_state,
+    pub(super) msrs: Vec<kvm_msr_entry>,
 }
 
 /// How a 64-bit kernel is entered (Linux x86 boot protocol, 64-bit).
@@ -79,10 +81,60 @@ pub struct KvmCpu {
     fd: VcpuFd,
     index: u32,
     msr_indices: Vec<u32>,
+    exposed: Exposed,
+    /// Bytes of the XSAVE area.
+    xsave_len: usize,
 }
 
+/// A CPU of a checkpoint, checked and ready to be taken over.
+#[derive(Clone)]
+pub struct SavedCpu {
+    state: CpuState,
+    exposed: Exposed,
+    tsc_khz: u32,
+}
+
+/// Why a CPU can't go on here.
+#[derive(Debug, thiserror::Error)]
+pub enum CpuError {
+    /// KVM refused something.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// This computer's processors can't do all that the guest was told.
+    #[error(
+        "this computer's processor lacks what the guest was told it has: {}; go on with it on a computer like the one it \
+         was saved on",
+        .0.join(", ")
+    )]
+    Missing(Vec<String>),
+    /// Its clock would run at another speed.
+    #[error(
+        "its time stamp counter ran at {saved} kHz, this computer's runs at {here} kHz and can't be scaled; go on with it \
+         on a computer like the one it was saved on"
+    )]
+    Frequency {
+        /// What the guest was told.
+        saved: u32,
+        /// What there is.
+        here: u32,
+    },
+}
+
+/// How far two time stamp counters may be apart, in parts of a million, and still pass for one: what a guest's own clock
+/// discipline makes good.
+const TSC_TOLERANCE_PPM: u64 = 250;
+/// Bytes of the XSAVE area of KVM_GET_XSAVE.
+const XSAVE_LEN: usize = size_of::<kvm_xsave>();
+
 impl KvmCpu {
-    pub(super) fn new(kvm: &Kvm, vm: &VmFd, index: u32, model: CpuModel) -> Result<KvmCpu, KvmError> {
+    /// With `saved`, the CPU says of itself what that said.
+    pub(super) fn new(
+        kvm: &Kvm,
+        vm: &VmFd,
+        index: u32,
+        model: CpuModel,
+        saved: Option<&SavedCpu>,
+    ) -> Result<KvmCpu, CpuError> {
         let apic_id = model.topology.apic_id(index);
         let fd = tried("KVM could not create a CPU", vm.create_vcpu(u64::from(apic_id)))?;
         let mut leaves = tried("KVM does not tell what CPUs it supports", cpuid::supported(kvm))?;
@@ -96,10 +148,19 @@ impl KvmCpu {
             hyperv::patch(&mut leaves, kvm)?;
             hyperv::enable(&fd, &leaves)?;
         }
+        if let Some(saved) = saved {
+            let missing = cpuid::missing(&saved.exposed.0, &leaves);
+            if !missing.is_empty() {
+                return Err(CpuError::Missing(missing));
+            }
+            set_frequency(&fd, saved.tsc_khz, facts.tsc_khz)?;
+            leaves.clone_from(&saved.exposed.0);
+        }
         let table = cpuid::table(&leaves).and_then(|table| fd.set_cpuid2(&table));
         tried("KVM refused the CPU's features", table)?;
         let list = tried("KVM does not tell its model-specific registers", kvm.get_msr_index_list())?;
-        Ok(KvmCpu { fd, index, msr_indices: list.as_slice().to_vec() })
+        let xsave_len = usize::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0).max(XSAVE_LEN);
+        Ok(KvmCpu { fd, index, msr_indices: list.as_slice().to_vec(), exposed: Exposed(leaves), xsave_len })
     }
 
     /// The kernel's handle.
@@ -206,7 +267,7 @@ impl KvmCpu {
         Ok(CpuState {
             regs: tried("could not read the CPU's registers", fd.get_regs())?,
             sregs: tried("could not read the CPU's registers", fd.get_sregs())?,
-            fpu: tried("could not read the FPU", fd.get_fpu())?,
+            xsave: self.xsave()?,
             xcrs: fd.get_xcrs().ok(),
             debug: tried("could not read the debug registers", fd.get_debug_regs())?,
             lapic: tried("could not read the local APIC", fd.get_lapic())?,
@@ -218,15 +279,15 @@ impl KvmCpu {
 
     /// Sets everything.
     pub fn set_state(&self, state: &CpuState) -> Result<(), KvmError> {
-        let CpuState { regs, sregs, fpu, xcrs, debug, lapic, events, mp, msrs } = state;
+        let CpuState { regs, sregs, xsave, xcrs, debug, lapic, events, mp, msrs } = state;
         let fd = &self.fd;
         tried("could not set whether the CPU is started", fd.set_mp_state(*mp))?;
         tried("could not set the CPU's registers", fd.set_sregs(sregs))?;
         tried("could not set the CPU's registers", fd.set_regs(regs))?;
-        tried("could not set the FPU", fd.set_fpu(fpu))?;
         if let Some(xcrs) = xcrs {
             tried("could not set the extended control registers", fd.set_xcrs(xcrs))?;
         }
+        self.set_xsave(xsave)?;
         tried("could not set the debug registers", fd.set_debug_regs(debug))?;
         tried("could not set the local APIC", fd.set_lapic(lapic))?;
         for msr in msrs {
@@ -244,6 +305,49 @@ impl KvmCpu {
         state.mp.mp_state = if self.index == 0 { KVM_MP_STATE_RUNNABLE } else { KVM_MP_STATE_UNINITIALIZED };
         state.msrs.retain(|msr| msr.index != MSR_TSC);
         self.set_state(&state)
+    }
+
+    /// What a checkpoint keeps of it. The CPU is not running.
+    pub fn save(&self) -> Result<Section, CpuSaveError> {
+        let section = CpuSection::new(&self.state()?, &self.exposed, self.fd.get_tsc_khz().unwrap_or(0));
+        Ok(Section::encode(&section_name(self.index), &section)?)
+    }
+
+    /// Takes over a saved state, with this time stamp counter: it has gone on since, and those of a machine count together.
+    pub fn restore(&self, saved: &SavedCpu, tsc: Option<u64>) -> Result<(), KvmError> {
+        let mut state = saved.state.clone();
+        for msr in &mut state.msrs {
+            if let (MSR_TSC, Some(tsc)) = (msr.index, tsc) {
+                msr.data = tsc;
+            }
+        }
+        self.set_state(&state)
+    }
+
+    fn xsave(&self) -> Result<Vec<u8>, KvmError> {
+        let what = "could not read the FPU";
+        if self.xsave_len == XSAVE_LEN {
+            let area = tried(what, self.fd.get_xsave())?;
+            return Ok(area.region.iter().flat_map(|word| word.to_le_bytes()).collect());
+        }
+        let mut area = xsave_area(self.xsave_len)?;
+        // SAFETY: the area is as long as KVM_CAP_XSAVE2 says that the kernel writes.
+        tried(what, unsafe { self.fd.get_xsave2(&mut area) })?;
+        let start: *const u8 = (&raw const *area.as_fam_struct_ref()).cast();
+        // SAFETY: the wrapper has allocated the structure and the words behind it, xsave_len bytes at least, initialised.
+        Ok(unsafe { std::slice::from_raw_parts(start, self.xsave_len) }.to_vec())
+    }
+
+    fn set_xsave(&self, bytes: &[u8]) -> Result<(), KvmError> {
+        let mut area = xsave_area(self.xsave_len.max(bytes.len()))?;
+        // SAFETY: the wrapper has allocated the structure and the words behind it, at least as long as `bytes`; any bytes are
+        // valid in it.
+        unsafe {
+            let start: *mut u8 = (&raw mut *area.as_mut_fam_struct()).cast();
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), start, bytes.len());
+        }
+        // SAFETY: the area is as long as the kernel reads.
+        tried("could not set the FPU", unsafe { self.fd.set_xsave2(&area) })
     }
 
     fn msrs(&self) -> Result<Vec<kvm_msr_entry>, KvmError> {
@@ -269,5 +373,78 @@ impl KvmCpu {
             }
             _ => "at an unknown place".into(),
         }
+    }
+}
+
+impl SavedCpu {
+    /// CPU `index` of a checkpoint.
+    pub fn decode(section: &Section) -> Result<SavedCpu, StateError> {
+        let decoded: CpuSection = section.decode()?;
+        let (exposed, tsc_khz) = (decoded.exposed(&section.name)?, decoded.tsc_khz());
+        Ok(SavedCpu { state: decoded.state(&section.name)?, exposed, tsc_khz })
+    }
+
+    /// Its time stamp counter as it is `elapsed` ns after it was saved.
+    pub fn tsc_after(&self, elapsed: u64) -> Option<u64> {
+        let tsc = self.state.msrs.iter().find(|msr| msr.index == MSR_TSC)?.data;
+        let ticks = u128::from(elapsed) * u128::from(self.tsc_khz) / 1_000_000;
+        Some(tsc.wrapping_add(ticks as u64))
+    }
+}
+
+/// The name of CPU `index`'s section.
+pub fn section_name(index: u32) -> String {
+    format!("cpu{index}")
+}
+
+/// Why a CPU can't be saved.
+#[derive(Debug, thiserror::Error)]
+pub enum CpuSaveError {
+    /// KVM refused something.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// It can't be encoded.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// An XSAVE area of at least `len` bytes.
+fn xsave_area(len: usize) -> Result<Xsave, KvmError> {
+    let words = len.saturating_sub(size_of::<kvm_xsave2>()).div_ceil(size_of::<u32>());
+    let what = "could not allocate the FPU's state";
+    Xsave::new(words).map_err(|e| KvmError { what, source: io::Error::other(format!("{e:?}")) })
+}
+
+/// Has a time stamp counter run as the guest knows it.
+fn set_frequency(fd: &VcpuFd, saved: u32, here: u32) -> Result<(), CpuError> {
+    let near = u64::from(saved.abs_diff(here)) * 1_000_000 <= u64::from(saved) * TSC_TOLERANCE_PPM;
+    if saved == 0 || here == 0 || near || fd.set_tsc_khz(saved).is_ok() {
+        return Ok(());
+    }
+    Err(CpuError::Frequency { saved, here })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_stamp_counter_goes_on_while_a_cpu_is_saved() {
+        let mut state = CpuState {
+            regs: Default::default(),
+            sregs: Default::default(),
+            xsave: vec![],
+            xcrs: None,
+            debug: Default::default(),
+            lapic: Default::default(),
+            events: Default::default(),
+            mp: Default::default(),
+            msrs: vec![],
+        };
+        let saved =
+            |state: &CpuState| SavedCpu { state: state.clone(), exposed: Exposed::default(), tsc_khz: 2_500_000 };
+        assert_eq!(saved(&state).tsc_after(10), None);
+        state.msrs.push(kvm_msr_entry { index: MSR_TSC, data: 7, ..Default::default() });
+        assert_eq!(saved(&state).tsc_after(1_000_000_000), Some(2_500_000_007));
     }
 }

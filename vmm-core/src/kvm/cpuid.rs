@@ -116,6 +116,76 @@ pub(super) fn supported(kvm: &Kvm) -> Result<Vec<kvm_cpuid_entry2>, Error> {
     Ok(all)
 }
 
+/// Registers of leaves that say what a processor can do, a bit each (Intel SDM volume 2A, CPUID; Linux,
+/// Documentation/virt/kvm/x86/cpuid.rst): leaf, subleaf, register (EAX first).
+const FEATURES: [(u32, u32, usize); 16] = [
+    (0x1, 0, 2),
+    (0x1, 0, 3),
+    (0x7, 0, 1),
+    (0x7, 0, 2),
+    (0x7, 0, 3),
+    (0x7, 1, 0),
+    (0x7, 1, 3),
+    (0xd, 0, 0),
+    (0xd, 0, 3),
+    (0xd, 1, 0),
+    (KVM_ID | 1, 0, 0),
+    (0x8000_0001, 0, 2),
+    (0x8000_0001, 0, 3),
+    (0x8000_0007, 0, 3),
+    (0x8000_0008, 0, 1),
+    (0x8000_000a, 0, 3),
+];
+
+/// Names of features that differ between computers in use: place in [`FEATURES`], bit, name.
+const NAMES: [(usize, u32, &str); 22] = [
+    (0, 0, "SSE3"),
+    (0, 1, "PCLMULQDQ"),
+    (0, 12, "FMA"),
+    (0, 17, "PCID"),
+    (0, 19, "SSE4.1"),
+    (0, 20, "SSE4.2"),
+    (0, 21, "x2APIC"),
+    (0, 22, "MOVBE"),
+    (0, 25, "AES"),
+    (0, 28, "AVX"),
+    (0, 30, "RDRAND"),
+    (2, 3, "BMI1"),
+    (2, 5, "AVX2"),
+    (2, 8, "BMI2"),
+    (2, 10, "INVPCID"),
+    (2, 16, "AVX-512F"),
+    (2, 18, "RDSEED"),
+    (2, 29, "SHA"),
+    (3, 16, "57-bit addresses"),
+    (4, 24, "AMX"),
+    (11, 6, "SSE4a"),
+    (13, 8, "invariant TSC"),
+];
+
+/// What `saved` promised the guest that `here` can't keep, in words; nothing if a guest can go on here.
+pub(super) fn missing(saved: &[kvm_cpuid_entry2], here: &[kvm_cpuid_entry2]) -> Vec<String> {
+    let vendor = |entries: &[kvm_cpuid_entry2]| Processor::of(entries).vendor;
+    if vendor(saved) != vendor(here) {
+        return vec![format!("it was saved on a processor of {}, this is one of {}", vendor(saved), vendor(here))];
+    }
+    let register = |entries: &[kvm_cpuid_entry2], (function, index, register): (u32, u32, usize)| {
+        let entry = entries.iter().find(|e| e.function == function && e.index == index);
+        entry.map_or(0, |e| [e.eax, e.ebx, e.ecx, e.edx][register])
+    };
+    let mut words = Vec::new();
+    for (place, feature) in FEATURES.into_iter().enumerate() {
+        let gone = register(saved, feature) & !register(here, feature);
+        for bit in (0..32).filter(|bit| gone >> bit & 1 != 0) {
+            let name = NAMES.iter().find(|name| (name.0, name.1) == (place, bit)).map(|name| name.2.to_string());
+            let (function, index, register) = feature;
+            let register = ["EAX", "EBX", "ECX", "EDX"][register];
+            words.push(name.unwrap_or_else(|| format!("CPUID {function:x}.{index} {register} bit {bit}")));
+        }
+    }
+    words
+}
+
 /// As the kernel takes it.
 pub(super) fn table(entries: &[kvm_cpuid_entry2]) -> Result<CpuId, Error> {
     CpuId::from_entries(entries).map_err(|_| Error::new(libc::E2BIG))
@@ -252,6 +322,17 @@ mod tests {
         let all = cpuid(b"GenuineIntel", ALL[1], 0);
         let frequencies = leaf(&all, leaf(&all, 0x4000_0000, 0).eax, 0);
         assert_eq!((frequencies.eax, frequencies.ebx), (2_000_000, 1_000_000));
+    }
+
+    #[test]
+    fn what_a_processor_lacks_is_named() {
+        let leaf = |function, ecx| kvm_cpuid_entry2 { function, ecx, ..Default::default() };
+        let saved = [leaf(0, 1), leaf(1, 1 << 25 | 1 << 28 | 1 << 2)];
+        assert_eq!(missing(&saved, &saved), Vec::<String>::new());
+        assert_eq!(missing(&saved, &[leaf(0, 1), leaf(1, u32::MAX)]), Vec::<String>::new());
+        assert_eq!(missing(&saved, &[leaf(0, 1), leaf(1, 1 << 28)]), ["CPUID 1.0 ECX bit 2", "AES"]);
+        let vendor = |text: &[u8; 4]| [kvm_cpuid_entry2 { ecx: u32::from_le_bytes(*text), ..Default::default() }];
+        assert_eq!(missing(&vendor(b"cAMD"), &vendor(b"ntel")).len(), 1);
     }
 
     #[test]

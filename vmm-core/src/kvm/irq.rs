@@ -147,8 +147,8 @@ impl Drop for IrqfdRoute {
 
 /// PICs, I/O APIC and PIT, as the kernel gives them.
 pub struct ChipState {
-    chips: [kvm_irqchip; 3],
-    pit: kvm_pit_state2,
+    pub(super) chips: [kvm_irqchip; 3],
+    pub(super) pit: kvm_pit_state2,
 }
 
 impl ChipState {

@@ -4,21 +4,26 @@ mod cpu;
 mod cpuid;
 mod hyperv;
 mod irq;
+mod saved;
 mod slots;
 
 use std::io;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-pub use cpu::{CpuModel, CpuState, KvmCpu, LongMode, ProtectedMode};
+pub use cpu::{
+    CpuError, CpuModel, CpuSaveError, CpuState, KvmCpu, LongMode, ProtectedMode, SavedCpu, section_name as cpu_section,
+};
 pub use cpuid::Processor;
 use irq::Irqs;
 pub use irq::{ChipState, GsiLine};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VmFd};
+use saved::ChipSection;
 use slots::Slots;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::base::GuestMemory;
+use crate::base::{GuestMemory, Section};
 use crate::hw::{Doorbells, IrqLine, MemorySlots, MsiRoute, MsiSink, SharedRegion, SlotId};
 
 /// Where KVM keeps the three pages of its real-mode TSS and its identity page table: reserved in every memory map the
@@ -30,6 +35,14 @@ pub const RESERVED_LEN: u64 = 0x4000;
 pub const VGA_WINDOW: u64 = 0xa_0000;
 /// Its length.
 pub const VGA_WINDOW_LEN: u64 = 0x2_0000;
+
+/// The name of the section that [`KvmVm::save`] makes.
+pub const CHIPS: &str = "chips";
+
+/// The host's time, ns since 1970.
+fn real_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64)
+}
 
 /// The device file could not be used, or KVM refused something that the machine needs.
 #[derive(Debug, thiserror::Error)]
@@ -99,9 +112,9 @@ impl KvmVm {
         tried("KVM refused the firmware's memory", self.slots.map(address, region, 0, len, slots::Kind::Rom).map(drop))
     }
 
-    /// Creates CPU `index`.
-    pub fn create_cpu(&self, index: u32, model: CpuModel) -> Result<KvmCpu, KvmError> {
-        KvmCpu::new(&self.kvm, &self.vm, index, model)
+    /// Creates CPU `index`; with `saved`, one that says of itself what that said.
+    pub fn create_cpu(&self, index: u32, model: CpuModel, saved: Option<&SavedCpu>) -> Result<KvmCpu, CpuError> {
+        KvmCpu::new(&self.kvm, &self.vm, index, model, saved)
     }
 
     /// Has model-specific registers that KVM does not know exit instead of raising an exception in the guest.
@@ -141,6 +154,24 @@ impl KvmVm {
     /// Sets the interrupt controllers' and timer's state.
     pub fn set_chips(&self, state: &ChipState) -> Result<(), KvmError> {
         state.set(&self.vm)
+    }
+
+    /// What a checkpoint keeps of the interrupt controllers, the timer and the clock.
+    pub fn save(&self) -> Result<Section, CpuSaveError> {
+        let clock = tried("could not read the machine's clock", self.vm.get_clock())?.clock;
+        Ok(Section::encode(CHIPS, &ChipSection::new(&self.chips()?, clock, real_time()))?)
+    }
+
+    /// Takes over what [`KvmVm::save`] saved; its clock has gone on since. Returns for how long that was, ns.
+    pub fn restore(&self, section: &Section) -> Result<u64, CpuSaveError> {
+        let decoded: ChipSection = section.decode()?;
+        self.set_chips(&decoded.chips(&section.name)?)?;
+        let (clock, then) = decoded.clock();
+        // A host whose clock was set back since: no time has passed.
+        let elapsed = real_time().saturating_sub(then);
+        let clock = kvm_bindings::kvm_clock_data { clock: clock.saturating_add(elapsed), ..Default::default() };
+        tried("could not set the machine's clock", self.vm.set_clock(&clock))?;
+        Ok(elapsed)
     }
 
     /// The RAM the guest sees.

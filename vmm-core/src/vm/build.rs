@@ -16,8 +16,9 @@ use crate::backend::display::Mode;
 use crate::backend::monitor::Monitor;
 use crate::backend::net::Tap;
 use crate::backend::tpm::TpmBackend;
-use crate::base::{Component, Executor, GuestMemory, WorkerThread};
+use crate::base::{Component, Executor, GuestMemory, StateError, WorkerThread};
 use crate::boot::linux::Entry;
+use crate::checkpoint::Checkpoint;
 use crate::config::{Boot, Cache, DiskBus, VmConfig};
 use crate::devices::ahci::{Ahci, AhciParts, Drive};
 use crate::devices::chipset::{HostBridge, Lpc, Pirq};
@@ -35,7 +36,7 @@ use crate::devices::virtio_input::Input;
 use crate::devices::virtio_net::{self, Net};
 use crate::devices::virtio_rng::Rng;
 use crate::hw::{Bus, BusDevice, ProblemSink};
-use crate::kvm::{CpuModel, KvmCpu, KvmError, KvmVm};
+use crate::kvm::{CpuModel, KvmCpu, KvmError, KvmVm, SavedCpu, cpu_section};
 use crate::pci::{PciAddress, PciDevice, PciRoot};
 use crate::vcpu::{Buses, VcpuThread};
 use crate::virtio::{Device, Face, Layout, Role, TransportParts, VirtioPci};
@@ -66,10 +67,23 @@ fn host<T>(what: &str, result: io::Result<T>) -> Result<T, BuildError> {
 }
 
 impl Machine {
-    /// Builds everything; no CPU runs yet.
-    pub(super) fn build(config: &VmConfig, ports: Ports, messages: Sender<Message>) -> Result<Machine, BuildError> {
+    /// Builds everything, as it is after power-on or as a checkpoint has it; no CPU runs yet.
+    pub(super) fn build(
+        config: &VmConfig,
+        ports: Ports,
+        messages: Sender<Message>,
+        mut checkpoint: Option<Checkpoint>,
+    ) -> Result<Machine, BuildError> {
         config.validate().map_err(BuildError::Config)?;
-        let memory = host("could not allocate the guest's memory", GuestMemory::new(config.memory_mib << 20))?;
+        let saved_cpus = match &checkpoint {
+            Some(checkpoint) => saved_cpus(config, checkpoint)?,
+            None => Vec::new(),
+        };
+        let memory = match &mut checkpoint {
+            Some(checkpoint) => GuestMemory::restored(config.memory_mib << 20, std::mem::take(&mut checkpoint.pages)),
+            None => GuestMemory::new(config.memory_mib << 20),
+        };
+        let memory = host("could not allocate the guest's memory", memory)?;
         let kvm = Arc::new(KvmVm::new(&memory)?);
         let buses = Buses { memory: Arc::new(Bus::default()), ports: Arc::new(Bus::default()) };
         let root = PciRoot::new(buses.memory.clone(), buses.ports.clone());
@@ -195,13 +209,13 @@ impl Machine {
         let generation = Arc::new(AtomicU64::new(0));
         let mut cpus = Vec::new();
         let mut fresh_cpus = Vec::new();
-        let entry = boot.prepare(&memory, &root)?;
+        let entry = if checkpoint.is_none() { boot.prepare(&memory, &root)? } else { None };
         if config.hyperv {
             kvm.tolerate_unknown_registers()?;
         }
         let model = CpuModel { topology: config.topology(), hyperv: config.hyperv };
         for index in 0..config.cpus {
-            let cpu = kvm.create_cpu(index, model)?;
+            let cpu = kvm.create_cpu(index, model, saved_cpus.get(index as usize))?;
             fresh_cpus.push(cpu.state()?);
             if let (0, Some(entry)) = (index, entry) {
                 enter(&cpu, entry)?;
@@ -216,8 +230,37 @@ impl Machine {
         let fresh_chips = kvm.chips()?;
         let workers = workers.into_values().collect();
         let parts = Parts { power, monitor, drives, generation_id };
-        Ok(Machine { cpus, fresh_cpus, fresh_chips, components, parts, boot, root, kvm, generation, _workers: workers })
+        let machine = Machine {
+            cpus,
+            fresh_cpus,
+            fresh_chips,
+            components,
+            parts,
+            boot,
+            root,
+            kvm,
+            generation,
+            _workers: workers,
+        };
+        if let Some(checkpoint) = checkpoint {
+            machine.restore(&checkpoint, &saved_cpus)?;
+        }
+        Ok(machine)
     }
+}
+
+/// The CPUs of a checkpoint, which must be as many as the machine has, and its RAM as large.
+fn saved_cpus(config: &VmConfig, checkpoint: &Checkpoint) -> Result<Vec<SavedCpu>, BuildError> {
+    if checkpoint.manifest.memory.size != config.memory_mib << 20 {
+        return Err(StateError::invalid("memory", "the machine's has another size").into());
+    }
+    let section = |index| {
+        let name = cpu_section(index);
+        let section = checkpoint.sections.iter().find(|section| section.name == name);
+        section.ok_or_else(|| StateError::invalid(name, "it is missing"))
+    };
+    let cpus = (0..config.cpus).map(|index| SavedCpu::decode(section(index)?)).collect::<Result<_, _>>()?;
+    Ok(cpus)
 }
 
 fn notify(messages: &Mutex<Sender<Message>>, notice: Notice) {

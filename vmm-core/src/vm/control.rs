@@ -2,10 +2,13 @@
 
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use super::capture::{self, Capture, CaptureError, Captured};
 use super::lifecycle::{Lifecycle, Transition};
 use super::machine::{Machine, Notice};
 use super::{BuildError, CommandError, Ports, Problem, VmCommand, VmEvent};
+use crate::checkpoint::{Checkpoint, Moment, Store};
 use crate::config::VmConfig;
 use crate::hw::Action;
 use crate::vcpu::CpuEvent;
@@ -14,6 +17,10 @@ use crate::vcpu::CpuEvent;
 pub(super) enum Message {
     /// From an application; the answer says whether it was done.
     Command(VmCommand, Sender<Result<(), CommandError>>),
+    /// A checkpoint is wanted.
+    Capture(Capture, Sender<Result<(Moment, Duration), CommandError>>),
+    /// The checkpoint of a machine that waits for it is written, or was given up.
+    Released,
     /// From the machine itself.
     Notice(Notice),
 }
@@ -32,6 +39,7 @@ struct Board {
 pub struct VmHandle {
     messages: Sender<Message>,
     board: Arc<Board>,
+    config: Arc<VmConfig>,
 }
 
 impl VmHandle {
@@ -41,6 +49,26 @@ impl VmHandle {
         let (sender, receiver) = mpsc::channel();
         self.messages.send(Message::Command(command, sender)).map_err(|_| over())?;
         receiver.recv().map_err(|_| over())?
+    }
+
+    /// Takes the machine as it is now for a checkpoint `id` in `store`, which [`Captured::write`] makes. With `going_on`, a
+    /// machine that runs goes on at once, and pages that are as in the checkpoint `last` are not written again; else it stays
+    /// paused, and can't be resumed before that is done.
+    pub fn capture(
+        &self,
+        store: &Store,
+        id: &str,
+        last: Option<&str>,
+        going_on: bool,
+    ) -> Result<Captured, CaptureError> {
+        let over = || CommandError("the virtual machine has stopped".into());
+        let size = self.config.memory_mib << 20;
+        let (draft, capture) = capture::prepare(store, id, last, size, going_on)?;
+        let (sender, receiver) = mpsc::channel();
+        self.messages.send(Message::Capture(capture, sender)).map_err(|_| over())?;
+        let (moment, stopped) = receiver.recv().map_err(|_| over())??;
+        let hold = (!going_on).then(|| Hold(self.messages.clone()));
+        Ok(Captured { draft, moment, config: (*self.config).clone(), stopped, _hold: hold })
     }
 
     /// What the machine is doing.
@@ -58,23 +86,37 @@ impl VmHandle {
     }
 }
 
+/// A machine that waits for its checkpoint, until this is dropped.
+pub(super) struct Hold(Sender<Message>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // A machine that is gone waits no more.
+        let _ = self.0.send(Message::Released);
+    }
+}
+
 /// Builds the machine on its control thread and starts it.
 pub(super) fn start(
     config: &VmConfig,
     ports: Ports,
+    checkpoint: Option<Checkpoint>,
     events: impl Fn(VmEvent) + Send + 'static,
 ) -> Result<VmHandle, BuildError> {
     let (messages, inbox) = mpsc::channel();
     let (built, result) = mpsc::channel();
     let board = Arc::new(Board::default());
-    let (config, for_machine, for_thread) = (config.clone(), messages.clone(), board.clone());
+    let shared = Arc::new(config.clone());
+    let (config, for_machine, for_thread) = (shared.clone(), messages.clone(), board.clone());
+    let first = if checkpoint.is_some() { Transition::Restore } else { Transition::Start };
     let body = move || {
         let _gone = Gone(for_thread.clone());
-        let run = std::panic::AssertUnwindSafe(|| match Machine::build(&config, ports, for_machine) {
+        let run = std::panic::AssertUnwindSafe(|| match Machine::build(&config, ports, for_machine, checkpoint) {
             Err(error) => drop(built.send(Err(error))),
             Ok(machine) => {
-                let control = Control { machine, state: Lifecycle::Created, board: &for_thread, events: &events };
-                control.run(&inbox, || drop(built.send(Ok(()))));
+                let control =
+                    Control { machine, state: Lifecycle::Created, held: 0, board: &for_thread, events: &events };
+                control.run(&inbox, first, || drop(built.send(Ok(()))));
             }
         });
         if std::panic::catch_unwind(run).is_err() {
@@ -90,7 +132,7 @@ pub(super) fn start(
     let spawned = std::thread::Builder::new().name("control".into()).spawn(body);
     spawned.map_err(|source| BuildError::Host { what: "could not start a thread".into(), source: source.into() })?;
     match result.recv() {
-        Ok(Ok(())) => Ok(VmHandle { messages, board }),
+        Ok(Ok(())) => Ok(VmHandle { messages, board, config: shared }),
         Ok(Err(error)) => Err(error),
         Err(_) => Err(BuildError::Defect),
     }
@@ -113,15 +155,19 @@ fn set(board: &Board, state: Lifecycle) {
 struct Control<'a, E: Fn(VmEvent)> {
     machine: Machine,
     state: Lifecycle,
+    /// Checkpoints that are being written while the machine waits.
+    held: usize,
     board: &'a Board,
     events: &'a E,
 }
 
 impl<E: Fn(VmEvent)> Control<'_, E> {
-    fn run(mut self, inbox: &Receiver<Message>, started: impl FnOnce()) {
-        let first = self.enter(Transition::Start);
-        debug_assert!(first.is_ok());
-        self.machine.resume();
+    fn run(mut self, inbox: &Receiver<Message>, first: Transition, started: impl FnOnce()) {
+        let entered = self.enter(first);
+        debug_assert!(entered.is_ok());
+        if self.state == Lifecycle::Running {
+            self.machine.resume();
+        }
         started();
         while self.state != Lifecycle::Stopped {
             match inbox.recv() {
@@ -129,6 +175,11 @@ impl<E: Fn(VmEvent)> Control<'_, E> {
                     let result = self.command(command);
                     let _ = reply.send(result);
                 }
+                Ok(Message::Capture(capture, reply)) => {
+                    let result = self.capture(capture);
+                    let _ = reply.send(result);
+                }
+                Ok(Message::Released) => self.held = self.held.saturating_sub(1),
                 Ok(Message::Notice(notice)) => self.notice(notice),
                 Err(_) => break,
             }
@@ -147,7 +198,34 @@ impl<E: Fn(VmEvent)> Control<'_, E> {
         Ok(())
     }
 
+    /// Stops the machine for a moment, or until its checkpoint is written.
+    fn capture(&mut self, capture: Capture) -> Result<(Moment, Duration), CommandError> {
+        let began = Instant::now();
+        let ran = self.state == Lifecycle::Running;
+        if !ran && self.state != Lifecycle::Paused {
+            return Err(CommandError(format!("the virtual machine is {}; it can't be saved", self.state.word())));
+        }
+        if ran {
+            self.machine.pause();
+        }
+        // A machine that was paused stays so, and may be resumed before all is copied.
+        let going_on = capture.going_on;
+        let result = self.machine.moment(capture);
+        if ran && (going_on || result.is_err()) {
+            self.machine.resume();
+        } else if ran {
+            self.enter(Transition::Pause)?;
+        }
+        if !going_on && result.is_ok() {
+            self.held += 1;
+        }
+        Ok((result?, began.elapsed()))
+    }
+
     fn command(&mut self, command: VmCommand) -> Result<(), CommandError> {
+        if self.held > 0 && matches!(command, VmCommand::Resume | VmCommand::Reset) {
+            return Err(CommandError("the virtual machine is being saved; it can't go on before that is done".into()));
+        }
         match command {
             VmCommand::ShutDown => {
                 if self.state != Lifecycle::Running {

@@ -18,6 +18,8 @@ pub enum Lifecycle {
 pub enum Transition {
     /// The first start.
     Start,
+    /// It is as a checkpoint has it, and waits: whoever restored it says when it goes on.
+    Restore,
     /// CPUs and devices stop.
     Pause,
     /// They go on.
@@ -35,7 +37,7 @@ impl Lifecycle {
         use Transition as T;
         match (self, transition) {
             (Created, T::Start) => Some(Running),
-            (Running, T::Pause) => Some(Paused),
+            (Created, T::Restore) | (Running, T::Pause) => Some(Paused),
             (Paused, T::Resume) => Some(Running),
             (Running | Paused, T::Reset) => Some(self),
             (Created | Running | Paused, T::Stop) => Some(Stopped),

@@ -4,14 +4,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::CommandError;
 use super::boot_plan::BootPlan;
 use super::build::Parts;
+use super::capture::Capture;
+use super::{BuildError, CommandError};
 use crate::backend::disk::Medium;
 use crate::backend::display::Mode;
-use crate::base::{Component, WorkerThread};
+use crate::base::{Component, PageRun, Section, StateError, WorkerThread};
 use crate::boot::BootError;
-use crate::kvm::{ChipState, CpuState, KvmError, KvmVm};
+use crate::checkpoint::{Checkpoint, Moment};
+use crate::kvm::{self, ChipState, CpuSaveError, CpuState, KvmError, KvmVm, SavedCpu};
 use crate::pci::PciRoot;
 use crate::vcpu::{CpuEvent, VcpuThread};
 
@@ -125,6 +127,55 @@ impl Machine {
         }
         if run {
             self.resume();
+        }
+        Ok(())
+    }
+
+    /// Everything at this moment: nothing of the machine runs now. RAM is still to be copied; with `going_on`, while it runs.
+    pub(super) fn moment(&self, capture: Capture) -> Result<Moment, CommandError> {
+        let refused = |error: &dyn std::error::Error| CommandError(super::chain(error));
+        let mut sections = vec![self.kvm.save().map_err(|e| refused(&e))?];
+        for cpu in &self.cpus {
+            let saved = cpu.with(|cpu| cpu.save()).ok_or_else(|| refused(&ResetError::Gone))?;
+            sections.push(saved.map_err(|e| refused(&e))?);
+        }
+        for component in &self.components {
+            sections.push(component.save().map_err(|e| refused(&e))?);
+        }
+        let Capture { going_on, to, known, old } = capture;
+        let (memory, base) = (self.kvm.memory(), self.kvm.memory().layers());
+        let nowhere = |layer: &crate::base::Layer| layer.name().is_none_or(|name| !known.iter().any(|k| k == name));
+        let more: Vec<PageRun> = base.iter().filter(|(_, layer)| nowhere(layer)).map(|(run, _)| run).collect();
+        let (pages, old) = old.unzip();
+        let (copy, layer) = memory
+            .copy(going_on, &more, pages, to)
+            .map_err(|error| CommandError(format!("the guest's memory can't be copied: {error}")))?;
+        Ok(Moment { sections, size: memory.size(), copy, base, old: old.unwrap_or_default(), layer })
+    }
+
+    /// Takes over a checkpoint. The machine was just built, and nothing of it runs.
+    pub(super) fn restore(&self, checkpoint: &Checkpoint, cpus: &[SavedCpu]) -> Result<(), BuildError> {
+        let mut rest: Vec<&Section> = checkpoint.sections.iter().collect();
+        let mut take = |name: &str| {
+            let place = rest.iter().position(|section| section.name == name);
+            place.map(|place| rest.swap_remove(place)).ok_or_else(|| StateError::invalid(name, "it is missing"))
+        };
+        let elapsed = self.kvm.restore(take(kvm::CHIPS)?)?;
+        for index in 0..self.cpus.len() as u32 {
+            take(&kvm::cpu_section(index))?;
+        }
+        for component in &self.components {
+            component.restore(take(&component.name())?)?;
+        }
+        if let Some(section) = rest.first() {
+            return Err(StateError::invalid(&section.name, "this machine has no such device").into());
+        }
+        self.root.refresh();
+        let tsc = cpus.first().and_then(|first| first.tsc_after(elapsed));
+        for (cpu, saved) in self.cpus.iter().zip(cpus) {
+            let saved = saved.clone();
+            let restored = cpu.with(move |cpu| cpu.restore(&saved, tsc)).ok_or(BuildError::Defect)?;
+            restored.map_err(CpuSaveError::from)?;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 
 mod boot_plan;
 mod build;
+mod capture;
 mod control;
 mod generation;
 mod lifecycle;
@@ -10,6 +11,7 @@ mod machine;
 
 use std::path::PathBuf;
 
+pub use capture::{CaptureError, Captured};
 pub use control::VmHandle;
 pub use lifecycle::Lifecycle;
 
@@ -17,9 +19,11 @@ use crate::backend::chardev::CharPort;
 use crate::backend::display::DisplaySink;
 use crate::backend::input::InputPort;
 use crate::backend::tpm::TpmBackend;
+use crate::base::StateError;
 pub use crate::boot::BootError;
+use crate::checkpoint::Checkpoint;
 use crate::config::{ConfigError, VmConfig};
-use crate::kvm::KvmError;
+use crate::kvm::{CpuError, CpuSaveError, KvmError};
 
 /// The host's ends of what a machine talks through, given to it when it is built.
 pub struct Ports {
@@ -110,6 +114,12 @@ pub enum BuildError {
     /// /dev/kvm can't be used, or refused something.
     #[error(transparent)]
     Kvm(#[from] KvmError),
+    /// A CPU can't be what the checkpoint says.
+    #[error("the machine can't go on here")]
+    Cpu(#[source] CpuError),
+    /// The checkpoint is damaged, or of another machine.
+    #[error("the checkpoint can't be used")]
+    State(#[from] StateError),
     /// There is nothing to start.
     #[error(transparent)]
     Boot(#[from] BootError),
@@ -125,6 +135,24 @@ pub enum BuildError {
     /// The monitor itself failed.
     #[error("a defect in the monitor stopped the machine while it was built")]
     Defect,
+}
+
+impl From<CpuError> for BuildError {
+    fn from(error: CpuError) -> BuildError {
+        match error {
+            CpuError::Kvm(error) => BuildError::Kvm(error),
+            error => BuildError::Cpu(error),
+        }
+    }
+}
+
+impl From<CpuSaveError> for BuildError {
+    fn from(error: CpuSaveError) -> BuildError {
+        match error {
+            CpuSaveError::Kvm(error) => BuildError::Kvm(error),
+            CpuSaveError::State(error) => BuildError::State(error),
+        }
+    }
 }
 
 /// A machine whose thread has ended, or a command that its state refuses.
@@ -148,7 +176,18 @@ impl Vm {
         ports: Ports,
         events: impl Fn(VmEvent) + Send + 'static,
     ) -> Result<VmHandle, BuildError> {
-        control::start(config, ports, events)
+        control::start(config, ports, None, events)
+    }
+
+    /// Builds the machine that a checkpoint is of, paused: [`VmCommand::Resume`] goes on with it. `config` is the
+    /// checkpoint's, with other files for the same disks perhaps.
+    pub fn restore(
+        config: &VmConfig,
+        ports: Ports,
+        checkpoint: Checkpoint,
+        events: impl Fn(VmEvent) + Send + 'static,
+    ) -> Result<VmHandle, BuildError> {
+        control::start(config, ports, Some(checkpoint), events)
     }
 }
 
