@@ -156,11 +156,7 @@ impl Client {
     ///
     /// # Errors
     /// The machine refused, or the connection failed.
-    pub fn work(
-        mut self,
-        request: &Request,
-        mut progress: impl FnMut(u64, u64) -> bool,
-    ) -> Result<(), ControlError> {
+    pub fn work(mut self, request: &Request, mut progress: impl FnMut(u64, u64) -> bool) -> Result<(), ControlError> {
         // A disk may take its time; that the process ends is seen all the same.
         self.reader.get_ref().set_read_timeout(None)?;
         write_line(self.reader.get_mut(), request)?;

@@ -113,10 +113,13 @@ impl Bench {
 fn work_tells_how_far_it_is_and_is_given_up_with_its_connection() {
     let bench = Bench::new();
     let mut told = Vec::new();
-    bench.client().work(&Request::Suspend, |done, total| {
-        told.push((done, total));
-        true
-    }).unwrap();
+    bench
+        .client()
+        .work(&Request::Suspend, |done, total| {
+            told.push((done, total));
+            true
+        })
+        .unwrap();
     assert_eq!(told, [(0, 5)]);
     let error = bench.client().work(&Request::Suspend, |_, _| false).unwrap_err();
     assert!(matches!(error, ControlError::Refused(why) if why.contains("cancelled")));

@@ -10,8 +10,8 @@ use vmm_core::checkpoint::{Checkpoint, CheckpointError, Store};
 use vmm_core::config::VmConfig;
 
 use super::machine::paths_mut;
-use crate::control::Power;
 use super::{LibraryError, Machine, Timestamp, files};
+use crate::control::Power;
 
 /// Its folder in the machine's.
 const FOLDER: &str = "checkpoints";

@@ -35,10 +35,10 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use vmm_core::checkpoint::CheckpointError;
 use vmm_core::config::{
     Boot, CdromConfig, ConfigError, DiskBus, DiskConfig, DisplayConfig, NetConfig, Topology, VmConfig,
 };
-use vmm_core::checkpoint::CheckpointError;
 use vmm_core::vm::BootError;
 
 pub use checkpoints::{Checkpoints, Saved};

@@ -54,9 +54,10 @@ impl Session {
         let text = serde_json::to_vec_pretty(&about).map_err(|error| words(&error))?;
         captured.add(ABOUT, &text).map_err(|error| words(&error))?;
         // A screen that is off has no picture.
-        let picture = self.screen.snapshot().and_then(|(mode, pixels)| {
-            super::picture::png(mode, &pixels, Some(PICTURE_WIDTH)).ok()
-        });
+        let picture = self
+            .screen
+            .snapshot()
+            .and_then(|(mode, pixels)| super::picture::png(mode, &pixels, Some(PICTURE_WIDTH)).ok());
         if let Some(picture) = picture {
             captured.add(SCREEN, &picture.png).map_err(|error| words(&error))?;
         }

@@ -42,8 +42,8 @@ pub fn show(
             let _ = events.send(Clone::clone(event));
             on_event.wake();
         };
-        let (session, streams) = Session::start(start, move || on_screen.wake(), tell)
-            .map_err(|source| RunError::Build { name, source })?;
+        let (session, streams) =
+            Session::start(start, move || on_screen.wake(), tell).map_err(|source| RunError::Build { name, source })?;
         let raise = waker.clone();
         let _ = session.raise.set(Box::new(move || {
             let _ = requests.send(Request::Raise);
