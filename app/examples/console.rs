@@ -164,6 +164,7 @@ fn main() -> anyhow::Result<()> {
                 println!("text {text:?}");
                 Ok(())
             }),
+            suspend: None,
             events,
             requests,
         })

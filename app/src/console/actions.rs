@@ -49,6 +49,8 @@ pub enum Action {
     Close,
     /// Closes the window; the machine goes on.
     KeepRunning,
+    /// Saves the machine and ends it; the window closes with it.
+    Suspend,
 }
 
 impl Action {
@@ -73,6 +75,7 @@ impl Action {
             Action::Eject(_) => "Eject",
             Action::Close => "Close",
             Action::KeepRunning => "Keep running",
+            Action::Suspend => "Suspend",
         }
     }
 
@@ -94,6 +97,7 @@ impl Action {
             Action::Eject(_) => icon::EJECT,
             Action::Close => icon::X,
             Action::KeepRunning => icon::PLAY,
+            Action::Suspend => icon::MOON,
         }
     }
 

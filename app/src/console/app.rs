@@ -94,8 +94,9 @@ impl App {
         session: ConsoleSession,
         waker: Waker,
     ) -> anyhow::Result<App> {
-        let ConsoleSession { screen, keyboard, pointer, command, type_text, events, requests } = session;
-        let (worker, outcomes) = Worker::start(command, type_text, waker.clone())?;
+        let ConsoleSession { screen, keyboard, pointer, command, type_text, suspend, events, requests } = session;
+        let can_suspend = suspend.is_some();
+        let (worker, outcomes) = Worker::start(command, type_text, suspend, waker.clone())?;
         let model = Model {
             title: options.title.clone(),
             state: Lifecycle::Created,
@@ -112,6 +113,7 @@ impl App {
             banner: None,
             dialog: None,
             can_keep_running: options.can_keep_running,
+            can_suspend,
             graphics: String::new(),
         };
         Ok(App {
@@ -295,7 +297,10 @@ impl App {
             }
             // A guest without a driver that listens is no news.
             Outcome::Done(_) | Outcome::Refused(VmCommand::ResizeDisplay { .. }, _) => {}
-            Outcome::Refused(_, why) | Outcome::NotTyped(why) | Outcome::Screenshot(Err(why)) => {
+            Outcome::Refused(_, why)
+            | Outcome::NotSuspended(why)
+            | Outcome::NotTyped(why)
+            | Outcome::Screenshot(Err(why)) => {
                 self.say(Tone::Error, why);
             }
             Outcome::Screenshot(Ok(path)) => self.say(Tone::Good, format!("Screenshot saved to {}", path.display())),
@@ -387,6 +392,7 @@ impl App {
             Action::Close if self.model.is_alive() => self.ask(Dialog::close()),
             Action::Close => event_loop.exit(),
             Action::KeepRunning => self.close_window(),
+            Action::Suspend => self.worker.suspend(),
         }
         self.refresh();
     }

@@ -136,9 +136,12 @@ fn close(ui: &mut Ui, model: &Model, fresh: bool, asks: &mut Vec<Ask>) {
         }
         row.inner
     };
+    let text = "Saves it as it is. Its next start goes on from here.";
+    let first = model.can_suspend.then(|| choice(ui, Tone::Good, icon::MOON, "Suspend", text, Action::Suspend));
     let text = "Asks the guest to shut down. The window closes when it has.";
-    let first = choice(ui, Tone::Good, icon::POWER, "Shut down", text, Action::ShutDown);
-    focus_if(fresh, first);
+    let tone = if first.is_some() { Tone::Info } else { Tone::Good };
+    let second = choice(ui, tone, icon::POWER, "Shut down", text, Action::ShutDown);
+    focus_if(fresh, first.unwrap_or(second));
     if model.can_keep_running {
         let text = "Goes on without a window. Open it again from the library.";
         choice(ui, Tone::Info, icon::PLAY, "Keep running", text, Action::KeepRunning);

@@ -101,6 +101,10 @@ pub type Command = Box<dyn Fn(VmCommand) -> Result<(), String> + Send>;
 /// on a thread of its own.
 pub type TypeText = Box<dyn Fn(&str) -> Result<(), String> + Send>;
 
+/// Saves the machine and ends it; waits until it is saved. `Err` says why it runs on. The window calls it on a thread of its
+/// own.
+pub type Suspend = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
+
 /// What another process asks of this window through the control socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
@@ -122,6 +126,8 @@ pub struct ConsoleSession {
     pub command: Command,
     /// Types a text (Host+V).
     pub type_text: TypeText,
+    /// Saves it; absent where it is not kept.
+    pub suspend: Option<Suspend>,
     /// What it tells. Call [`Waker::wake`] after each send. When it is closed, the machine is over.
     pub events: mpsc::Receiver<VmEvent>,
     /// Asked from outside. Call [`Waker::wake`] after each send.

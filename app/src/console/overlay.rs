@@ -104,6 +104,8 @@ pub struct Model {
     pub dialog: Option<Dialog>,
     /// The machine can go on without a window.
     pub can_keep_running: bool,
+    /// The machine can be saved and ended.
+    pub can_suspend: bool,
     /// What draws the window, as the graphics call it.
     pub graphics: String,
 }

@@ -36,6 +36,7 @@ fn model() -> Model {
         banner: None,
         dialog: None,
         can_keep_running: true,
+        can_suspend: true,
         graphics: "glow".into(),
     }
 }

@@ -1,13 +1,14 @@
 //! What takes time, off the window's thread: commands to the machine, typing, files and file dialogs.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 
 use vmm_core::backend::display::Mode;
 use vmm_core::vm::VmCommand;
 
-use super::{Command, TypeText, Waker, screenshot};
+use super::{Command, Suspend, TypeText, Waker, screenshot};
 
 /// What came of a job.
 #[derive(Debug)]
@@ -16,6 +17,8 @@ pub enum Outcome {
     Done(VmCommand),
     /// The machine refused: why.
     Refused(VmCommand, String),
+    /// The machine could not be saved: why.
+    NotSuspended(String),
     /// A text could not be typed: why.
     NotTyped(String),
     /// A screenshot's file, or why there is none.
@@ -28,6 +31,7 @@ pub enum Outcome {
 pub struct Worker {
     commands: Sender<VmCommand>,
     texts: Sender<String>,
+    suspend: Option<Arc<Suspend>>,
     outcomes: Sender<Outcome>,
     waker: Waker,
 }
@@ -37,7 +41,12 @@ impl Worker {
     ///
     /// # Errors
     /// The host has no more threads.
-    pub fn start(command: Command, type_text: TypeText, waker: Waker) -> std::io::Result<(Worker, Receiver<Outcome>)> {
+    pub fn start(
+        command: Command,
+        type_text: TypeText,
+        suspend: Option<Suspend>,
+        waker: Waker,
+    ) -> std::io::Result<(Worker, Receiver<Outcome>)> {
         let (outcomes, out) = mpsc::channel();
         let (commands, jobs) = mpsc::channel::<VmCommand>();
         spawn("console-commands", &outcomes, &waker, move |report| {
@@ -56,13 +65,26 @@ impl Worker {
                 }
             }
         })?;
-        Ok((Worker { commands, texts, outcomes, waker }, out))
+        Ok((Worker { commands, texts, suspend: suspend.map(Arc::new), outcomes, waker }, out))
     }
 
     /// Asks the machine for something.
     pub fn command(&self, command: VmCommand) {
         // The thread ends only with the worker, or with a panic in the session's own code.
         let _ = self.commands.send(command);
+    }
+
+    /// Saves the machine and ends it.
+    pub fn suspend(&self) {
+        let Some(suspend) = self.suspend.clone() else { return };
+        let work = move |report: &dyn Fn(Outcome)| {
+            if let Err(why) = suspend() {
+                report(Outcome::NotSuspended(why));
+            }
+        };
+        if let Err(e) = spawn("console-suspend", &self.outcomes, &self.waker, work) {
+            let _ = self.outcomes.send(Outcome::NotSuspended(format!("could not start a thread for it: {e}")));
+        }
     }
 
     /// Types a text.

@@ -71,6 +71,8 @@ pub enum Power {
     Reset,
     /// Stop the CPUs.
     Pause,
+    /// Save it and end it.
+    Suspend,
     /// Go on.
     Resume,
 }
@@ -247,6 +249,8 @@ pub enum Command {
     ShutDown,
     /// Pause.
     Pause,
+    /// Suspend.
+    Suspend,
     /// Resume.
     Resume,
     /// Power Off.
@@ -271,7 +275,7 @@ const CTRL: Modifiers = Modifiers::COMMAND;
 
 impl Command {
     /// Every command, in the order of the menus.
-    pub const ALL: [Command; 24] = {
+    pub const ALL: [Command; 25] = {
         use Command as C;
         [
             C::New,
@@ -289,6 +293,7 @@ impl Command {
             C::Console,
             C::ShutDown,
             C::Pause,
+            C::Suspend,
             C::Resume,
             C::PowerOff,
             C::Reset,
@@ -319,6 +324,7 @@ impl Command {
             Command::Console => "Show console",
             Command::ShutDown => "Shut Down",
             Command::Pause => "Pause",
+            Command::Suspend => "Suspend",
             Command::Resume => "Resume",
             Command::PowerOff => "Power Off…",
             Command::Reset => "Reset…",
@@ -345,6 +351,7 @@ impl Command {
             Command::Console => icon::CONSOLE,
             Command::ShutDown => icon::SHUT_DOWN,
             Command::Pause => icon::PAUSE,
+            Command::Suspend => icon::SUSPEND,
             Command::PowerOff => icon::POWER_OFF,
             Command::Reset => icon::RESET,
             Command::Settings => icon::SETTINGS,
@@ -383,6 +390,7 @@ impl Command {
             Command::PowerOff => Power::Off,
             Command::Reset => Power::Reset,
             Command::Pause => Power::Pause,
+            Command::Suspend => Power::Suspend,
             Command::Resume => Power::Resume,
             _ => return None,
         })
@@ -428,7 +436,7 @@ impl Power {
             (Power::ShutDown, S::Paused) => Some("Resume it first: a paused guest can't shut down"),
             (Power::ShutDown | Power::Reset, _) => None,
             (Power::Pause, S::Paused) => Some("It is paused already"),
-            (Power::Pause, _) => None,
+            (Power::Pause | Power::Suspend, _) => None,
             (Power::Resume, S::Paused) => None,
             (Power::Resume, _) => Some("It is not paused"),
         }

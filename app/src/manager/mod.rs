@@ -383,6 +383,7 @@ impl Manager {
             Action::Activate(name) => {
                 self.perform(Action::Select(name.clone()));
                 match self.model.machine(&name) {
+                    Some(machine) if machine.state == model::State::Suspended => self.power(name, Power::Resume),
                     Some(machine) if !machine.state.is_alive() => self.power(name, Power::Start),
                     Some(machine) if !machine.headless => (self.send)(Request::ShowConsole(name)),
                     _ => {}
@@ -471,6 +472,7 @@ impl Manager {
             Command::Start
             | Command::ShutDown
             | Command::Pause
+            | Command::Suspend
             | Command::Resume
             | Command::PowerOff
             | Command::Reset => {

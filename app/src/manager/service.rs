@@ -303,6 +303,20 @@ fn power(library: &Library, name: &str, verb: Power) -> Result<(), Failure> {
                 Err(error) => Err(failure(what, &error, Some(next))),
             };
         }
+        Power::Resume if !is_held(library, name) => return power(library, name, Power::Start),
+        Power::Off if !is_held(library, name) => {
+            let discarded = library.load(name).and_then(|machine| {
+                let _lock = machine.lock()?;
+                machine.checkpoints().discard_suspended()
+            });
+            return discarded.map_err(|error| failure(format!("{name} was not powered off"), &error, None));
+        }
+        Power::Suspend => {
+            let saved = machine_id(library, name).and_then(|id| {
+                Client::connect(&id)?.work(&protocol::Request::Suspend, |_, _| true).map_err(Into::into)
+            });
+            return saved.map_err(|error| failure(format!("{name} was not suspended"), &error, None));
+        }
         Power::ShutDown => ("was not asked to shut down", protocol::Request::ShutDown),
         Power::Off => ("was not powered off", protocol::Request::PowerOff),
         Power::Reset => ("was not reset", protocol::Request::Reset),
@@ -457,6 +471,11 @@ fn look_at(shared: &Arc<Shared>, entry: library::Entry, followers: &mut HashMap<
         drives: live.drives,
         problem: live.problem,
     }
+}
+
+/// Whether a process runs the machine.
+fn is_held(library: &Library, name: &str) -> bool {
+    library.load(name).and_then(|machine| machine.holder()).ok().flatten().is_some()
 }
 
 /// What a machine is that does not run.

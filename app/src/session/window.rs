@@ -54,13 +54,15 @@ pub fn show(
             super::run::end(&session);
             return Err(error.into());
         }
-        let (commanded, typed) = (session.clone(), session.clone());
+        let (commanded, typed, saved) = (session.clone(), session.clone(), session.clone());
+        let suspend: console::Suspend = Box::new(move || saved.suspend(&mut |_, _| true));
         Ok(ConsoleSession {
             screen: session.screen.clone(),
             keyboard: session.keyboard.clone(),
             pointer: session.pointer.clone(),
             command: Box::new(move |command| commanded.send(command)),
             type_text: Box::new(move |text| typed.type_text(text)),
+            suspend: session.checkpoints.is_some().then_some(suspend),
             events: inbox,
             requests: asked,
         })

@@ -83,6 +83,7 @@ fn contents(ui: &mut Ui, view: &mut View<'_>) {
                     Command::Console,
                     Command::ShutDown,
                     Command::Pause,
+                    Command::Suspend,
                     Command::Resume,
                     Command::PowerOff,
                     Command::Rename,

@@ -88,9 +88,9 @@ fn header(ui: &mut Ui, view: &mut View<'_>, machine: &Machine) {
 /// The verbs, always in the same places: what starts it, what stops it softly, what holds it, and the rest.
 fn power_verbs(ui: &mut Ui, view: &mut View<'_>, machine: &Machine, backwards: bool) {
     let first = if machine.state.is_alive() && !machine.headless { Command::Console } else { Command::Start };
-    let hold = if machine.state == State::Paused { Command::Resume } else { Command::Pause };
+    let hold = if matches!(machine.state, State::Paused | State::Suspended) { Command::Resume } else { Command::Pause };
     let verbs: [(Command, Tone); 3] = match machine.state {
-        State::Paused => [(first, Tone::Info), (Command::ShutDown, Tone::Info), (hold, Tone::Good)],
+        State::Paused | State::Suspended => [(first, Tone::Info), (Command::ShutDown, Tone::Info), (hold, Tone::Good)],
         // What can't be used does not stand out.
         _ if first.refusal(view.model, view.state).is_some() => {
             [(first, Tone::Info), (Command::ShutDown, Tone::Info), (hold, Tone::Info)]
@@ -113,6 +113,7 @@ fn power_verbs(ui: &mut Ui, view: &mut View<'_>, machine: &Machine, backwards: b
 fn more(ui: &mut Ui, view: &mut View<'_>) {
     let button = ui.icon_button(icon::MORE, "More");
     Popup::menu(&button).show(|ui| {
+        view.command_item(ui, Command::Suspend);
         view.command_item(ui, Command::PowerOff);
         view.command_item(ui, Command::Reset);
         ui.separator();
@@ -172,6 +173,7 @@ fn picture(ui: &mut Ui, view: &mut View<'_>, machine: &Machine, screen: egui::Ve
         None => {
             let (sign, word) = match machine.state {
                 State::Stopped => (icon::START, "Stopped. Click to start."),
+                State::Suspended => (icon::SUSPEND, "Suspended. Click to go on."),
                 State::Starting => (icon::MONITOR, "Starting…"),
                 _ => (icon::MONITOR, "The screen is off."),
             };

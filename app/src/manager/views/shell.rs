@@ -115,6 +115,7 @@ fn menus(ui: &mut Ui, view: &mut View<'_>) {
             view.command_item(ui, C::Console);
             view.command_item(ui, C::ShutDown);
             view.command_item(ui, C::Pause);
+            view.command_item(ui, C::Suspend);
             view.command_item(ui, C::Resume);
             ui.separator();
             view.command_item(ui, C::PowerOff);
