@@ -312,3 +312,84 @@ fn a_full_host_disk_pauses_the_machine_and_nothing_is_lost() {
         assert_eq!(chunk, state.to_le_bytes(), "the disk differs at byte {}", 8 * at);
     }
 }
+
+/// The last round that a watching guest found all right (docs/probe.md), of what its serial port said.
+fn last_round(bench: &Bench) -> u64 {
+    let log = std::fs::read_to_string(bench.dir.path().join("machines/a/logs/serial.log")).unwrap_or_default();
+    assert!(!log.contains("FAIL"), "{log}");
+    let rounds = log.lines().filter_map(|line| line.strip_prefix("watch: round ")?.strip_suffix(" holds"));
+    rounds.last().map_or(0, |round| round.parse().unwrap())
+}
+
+fn wait_for_rounds(bench: &Bench, after: u64) -> u64 {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let round = last_round(bench);
+        if round > after {
+            return round;
+        }
+        assert!(Instant::now() < until, "the guest does not go on after round {after}: {}", bench.state());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A machine with a guest that watches its memory and its disk.
+fn watching(bench: &Bench) {
+    let kernel = bench.dir.path().join("probe.elf");
+    std::fs::write(&kernel, orangery_assets::PROBE_ELF).unwrap();
+    let kernel = kernel.to_str().unwrap();
+    let words = "then=watch";
+    bench.ok(&[
+        "create",
+        "a",
+        "--memory",
+        "96",
+        "--cpus",
+        "2",
+        "--new-disk",
+        "16M",
+        "--kernel",
+        kernel,
+        "--cmdline",
+        words,
+    ]);
+    bench.ok(&["start", "a", "--headless"]);
+}
+
+#[test]
+fn a_suspended_machine_goes_on_where_it_was_once() {
+    let Some(bench) = Bench::new("a_suspended_machine_goes_on_where_it_was_once") else { return };
+    watching(&bench);
+    let mut round = wait_for_rounds(&bench, 0);
+    for _ in 0..3 {
+        bench.ok(&["suspend", "a"]);
+        assert_eq!(bench.state()["state"], "suspended");
+        assert_eq!(bench.run(&["suspend", "a"]).status.code(), Some(4));
+        bench.ok(&["start", "a", "--headless"]);
+        // The log is a new one: what the guest counts is not.
+        let next = wait_for_rounds(&bench, 0);
+        assert!(next > round, "{next} after {round}");
+        round = next;
+    }
+    let saved = std::fs::read_dir(bench.dir.path().join("machines/a/checkpoints")).unwrap().count();
+    assert_eq!(saved, 0, "what a machine went on from is still there");
+}
+
+#[test]
+fn a_suspended_machine_that_was_changed_is_refused_and_can_be_given_up() {
+    let Some(bench) = Bench::new("a_suspended_machine_that_was_changed_is_refused_and_can_be_given_up") else { return };
+    watching(&bench);
+    wait_for_rounds(&bench, 0);
+    bench.ok(&["suspend", "a"]);
+    let file = bench.dir.path().join("machines/a/machine.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("cpus = 2", "cpus = 3")).unwrap();
+    let refused = bench.run(&["start", "a", "--headless"]);
+    assert_eq!(refused.status.code(), Some(4));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--force"), "{refused:?}");
+    assert_eq!(bench.state()["state"], "suspended");
+    bench.ok(&["stop", "a", "--force"]);
+    assert_eq!(bench.state()["state"], "stopped");
+    bench.ok(&["start", "a", "--headless"]);
+    assert_eq!(bench.state()["state"], "running");
+}

@@ -26,6 +26,7 @@ mod tests;
 mod text;
 mod time;
 mod trap;
+mod watch;
 
 use machine::Machine;
 
@@ -56,6 +57,7 @@ extern "C" fn probe_main(start_info: u32) -> ! {
             Some(way) => power::reset_by(&machine, way),
             None => power::reset(),
         },
+        Some("watch") => watch::run(&machine),
         Some("idle") => loop {
             cpu::idle(trap::total());
         },
