@@ -11,7 +11,7 @@ use super::control::Message;
 use super::generation::Generation;
 use super::machine::{Machine, Notice};
 use super::{BuildError, Ports};
-use crate::backend::disk::{Disk, Medium, OpenOptions, RawDisk};
+use crate::backend::disk::{self, Disk, Medium, OpenOptions};
 use crate::backend::display::Mode;
 use crate::backend::monitor::Monitor;
 use crate::backend::net::Tap;
@@ -179,17 +179,17 @@ impl Machine {
         maker.virtio(slot::CONSOLE, "console", Console::new(ports.console))?;
         maker.virtio(slot::BALLOON, "balloon", Balloon::default())?;
         let mut sata = cd_drives(config)?;
-        for (index, disk) in (0u8..).zip(&config.disks) {
+        for (index, wanted) in (0u8..).zip(&config.disks) {
             let name = format!("disk{index}");
-            let options = OpenOptions { readonly: disk.readonly, direct: disk.cache == Cache::Auto };
-            let image = RawDisk::open(&disk.path, options).map_err(|source| BuildError::Host {
+            let options = OpenOptions { readonly: wanted.readonly, direct: wanted.cache == Cache::Auto };
+            let image = disk::open(&wanted.path, options).map_err(|source| BuildError::Host {
                 what: format!("could not open disk {index}"),
                 source: source.into(),
             })?;
-            match disk.bus {
-                DiskBus::Virtio => maker.virtio(slot::DISKS + index, &name, Blk::new(Box::new(image), &name))?,
-                DiskBus::Sata => sata.push(Drive::Disk(Box::new(image), name)),
-                DiskBus::Nvme => maker.nvme(slot::DISKS + index, &name, Box::new(image), config.cpus)?,
+            match wanted.bus {
+                DiskBus::Virtio => maker.virtio(slot::DISKS + index, &name, Blk::new(image, &name))?,
+                DiskBus::Sata => sata.push(Drive::Disk(image, name)),
+                DiskBus::Nvme => maker.nvme(slot::DISKS + index, &name, image, config.cpus)?,
             }
         }
 

@@ -1,26 +1,80 @@
-//! The guest RAM that a request reads or writes, in the form in which the kernel takes it.
+//! The memory that a request reads or writes, in the form in which the kernel takes it: guest RAM, or our own.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ptr::NonNull;
+use std::sync::Arc;
 
 use libc::iovec;
 
 use crate::base::{GuestAddress, GuestMemory, MemoryError, VolatileSlice};
 
-/// Runs of guest RAM, each checked when it was added. They stay mapped as long as this lives.
+/// Memory of our own, aligned for O_DIRECT. It can be looked at whenever no [`Buffers`] have it.
+pub struct Scratch {
+    start: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: it is plain memory that it owns; whoever has it alone may use it from any thread.
+unsafe impl Send for Scratch {}
+// SAFETY: a shared Scratch gives no access to its memory; the kernel's is by pointers that `Buffers` own.
+unsafe impl Sync for Scratch {}
+
+impl Scratch {
+    /// `len` bytes of zeroes; at least one page is taken.
+    pub fn new(len: usize) -> Scratch {
+        const PAGE: usize = 4096;
+        // A length that no layout has, none of memory's has either.
+        let layout =
+            Layout::from_size_align(len.max(1), PAGE).unwrap_or_else(|_| handle_alloc_error(Layout::new::<u8>()));
+        // SAFETY: the layout has a size.
+        let start = unsafe { alloc_zeroed(layout) };
+        Scratch { start: NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout)), layout }
+    }
+
+    /// What is in it.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: the memory is that of the layout, initialised when it was made, and borrowed alone with self.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.layout.size()) }
+    }
+
+    /// Where it starts.
+    pub(super) fn start(&self) -> *const u8 {
+        self.start.as_ptr()
+    }
+
+    /// Bytes.
+    fn len(&self) -> usize {
+        self.layout.size()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // SAFETY: made with this layout, and freed once.
+        unsafe { dealloc(self.start.as_ptr(), self.layout) };
+    }
+}
+
+/// Runs of memory, those of guest RAM checked when they were added. They stay mapped as long as this lives.
 pub struct Buffers {
-    /// Keeps the runs mapped.
-    memory: GuestMemory,
+    /// Keeps the runs mapped that are guest RAM.
+    memory: Option<GuestMemory>,
+    /// Keeps the others.
+    own: Vec<Arc<Scratch>>,
     runs: Vec<iovec>,
     /// Runs that are used up.
     first: usize,
     len: u64,
 }
 
-// SAFETY: the pointers are into the mapping that `memory` shares and that is itself `Send`; nothing is thread-local.
+// SAFETY: the pointers are into the mapping that `memory` shares and that is itself `Send`, or into what `own` keeps;
+// nothing is thread-local.
 unsafe impl Send for Buffers {}
 
 impl Buffers {
     /// No runs yet.
     pub fn new(memory: &GuestMemory) -> Buffers {
-        Buffers { memory: memory.clone(), runs: Vec::new(), first: 0, len: 0 }
+        Buffers { memory: Some(memory.clone()), own: Vec::new(), runs: Vec::new(), first: 0, len: 0 }
     }
 
     /// These runs of RAM.
@@ -33,9 +87,28 @@ impl Buffers {
         Ok(buffers)
     }
 
+    /// The first `len` bytes of our own memory, or all.
+    pub fn own(scratch: &Arc<Scratch>, len: usize) -> Buffers {
+        let len = len.min(scratch.len());
+        let run = iovec { iov_base: scratch.start.as_ptr().cast(), iov_len: len };
+        let runs = if len > 0 { vec![run] } else { Vec::new() };
+        Buffers { memory: None, own: vec![scratch.clone()], runs, first: 0, len: len as u64 }
+    }
+
+    /// Adds all runs of others behind these.
+    pub(super) fn append(&mut self, other: Buffers) {
+        self.runs.extend_from_slice(other.runs());
+        self.len += other.len;
+        self.own.extend(other.own);
+        if self.memory.is_none() {
+            self.memory = other.memory;
+        }
+    }
+
     /// Appends a run of RAM.
     pub fn push(&mut self, address: GuestAddress, len: usize) -> Result<(), MemoryError> {
-        let slice = self.memory.slice(address, len)?;
+        let Some(memory) = &self.memory else { return Err(MemoryError { address: address.0, len }) };
+        let slice = memory.slice(address, len)?;
         if len > 0 {
             self.runs.push(iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: len });
             self.len += len as u64;
@@ -55,7 +128,8 @@ impl Buffers {
 
     /// The first `at` bytes, or all, and what follows.
     pub(super) fn split(mut self, at: u64) -> (Buffers, Buffers) {
-        let mut head = Buffers::new(&self.memory);
+        let mut head =
+            Buffers { runs: Vec::new(), memory: self.memory.clone(), own: self.own.clone(), first: 0, len: 0 };
         let mut left = at.min(self.len) as usize;
         head.len = left as u64;
         while left > 0 {
@@ -96,8 +170,8 @@ impl Buffers {
 
     fn slices(&self) -> impl Iterator<Item = VolatileSlice<'_>> {
         self.runs().iter().map(|run| {
-            // SAFETY: the run was checked to be in `memory`, which is mapped as long as self is borrowed; a guest that
-            // writes at the same time is what volatile slices are for.
+            // SAFETY: the run was checked to be in `memory`, which is mapped as long as self is borrowed, or is in `own`; a
+            // guest that writes at the same time is what volatile slices are for.
             unsafe { VolatileSlice::new(run.iov_base.cast(), run.iov_len) }
         })
     }
@@ -110,6 +184,15 @@ impl Buffers {
             if done == bytes.len() {
                 return;
             }
+        }
+    }
+
+    /// Writes zeroes to all that is left and passes over it.
+    pub(super) fn fill_zero(&mut self) {
+        const ZEROES: [u8; 4096] = [0; 4096];
+        while self.len > 0 {
+            let now = self.len.min(ZEROES.len() as u64) as usize;
+            self.copy_from(&ZEROES[..now]);
         }
     }
 

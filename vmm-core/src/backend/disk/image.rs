@@ -1,6 +1,6 @@
-//! A raw image on the host: opened, locked and measured.
+//! A file or block device on the host that holds an image: opened, locked and measured.
 //!
-//! A file whose length is no multiple of 512 is a disk of the next larger size: the missing bytes of its last sector
+//! As a raw disk, a file whose length is no multiple of 512 is a disk of the next larger size: the missing bytes of its last sector
 //! read as zeroes, and the file grows to the whole sector when the guest writes it.
 
 use std::fs::File;
@@ -10,6 +10,8 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::buffers::Scratch;
+use super::qcow2::FormatError;
 use super::{Geometry, SECTOR};
 
 /// How an image is opened.
@@ -53,6 +55,43 @@ pub enum OpenError {
         /// The image.
         path: PathBuf,
     },
+    /// What is in it can't be used as it is.
+    #[error("could not use the disk image {}", path.display())]
+    Format {
+        /// The image.
+        path: PathBuf,
+        /// What it is about.
+        #[source]
+        source: FormatError,
+    },
+    /// It stands on another image that is not among those it may name.
+    #[error(
+        "the disk image {} says that it stands on {backing:?}, outside its own folder: such an image is not followed; \
+         put both into one folder", path.display()
+    )]
+    Outside {
+        /// The image.
+        path: PathBuf,
+        /// What it names.
+        backing: String,
+    },
+    /// The image that it stands on can't be opened.
+    #[error("could not open what the disk image {} stands on", path.display())]
+    Backing {
+        /// The upper image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<OpenError>,
+    },
+    /// Too many images stand on one another, or one on itself.
+    #[error("the disk image {} stands on a chain of more than {most} others; merge some, or mend its references", path.display())]
+    TooDeep {
+        /// The top image.
+        path: PathBuf,
+        /// The most that is opened.
+        most: usize,
+    },
 }
 
 /// The alignment of memory, offset and length with which every O_DIRECT request here is made.
@@ -62,9 +101,22 @@ pub(super) const DIRECT_ALIGN: usize = SECTOR as usize;
 #[repr(C, align(4096))]
 pub(super) struct Aligned<const N: usize>(pub [u8; N]);
 
+/// What else may be done to a file while it is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lock {
+    /// Others may read it.
+    Shared,
+    /// Nothing.
+    Exclusive,
+    /// Others read what this one does not change; nobody else changes anything.
+    Beside,
+}
+
 /// An open image.
 pub(super) struct Image {
     file: File,
+    /// Where it was when it was opened.
+    pub path: PathBuf,
     /// Bytes that were there when it was opened, to the last.
     pub length: u64,
     pub geometry: Geometry,
@@ -74,6 +126,11 @@ pub(super) struct Image {
 
 impl Image {
     pub fn open(path: &Path, options: OpenOptions) -> Result<Image, OpenError> {
+        let lock = if options.readonly { Lock::Shared } else { Lock::Exclusive };
+        Image::open_locked(path, options, lock)
+    }
+
+    pub fn open_locked(path: &Path, options: OpenOptions, kind_of_lock: Lock) -> Result<Image, OpenError> {
         let OpenOptions { readonly, direct } = options;
         let host = |action| move |source| OpenError::Host { action, path: path.into(), source };
         // A path that is no disk must not be waited for (a FIFO) and not be written to.
@@ -83,7 +140,7 @@ impl Image {
             return Err(OpenError::NoDisk { path: path.into() });
         }
         let file = File::options().read(true).write(!readonly).open(path).map_err(host("open"))?;
-        lock(&file, readonly).map_err(|error| match error.raw_os_error() {
+        lock(&file, kind_of_lock).map_err(|error| match error.raw_os_error() {
             Some(libc::EAGAIN | libc::EACCES) => OpenError::InUse { path: path.into() },
             _ => host("lock")(error),
         })?;
@@ -99,7 +156,42 @@ impl Image {
             discard_granularity: if readonly { 0 } else { block },
         };
         let direct = direct && can_direct(&file);
-        Ok(Image { file, length, geometry, is_block_device, direct: direct.into() })
+        Ok(Image { file, path: path.into(), length, geometry, is_block_device, direct: direct.into() })
+    }
+
+    /// The file, for what is done at once.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Goes around the page cache from now on, where the file system can.
+    pub fn go_direct(&self) {
+        self.direct.store(can_direct(&self.file), Ordering::Relaxed);
+    }
+
+    /// Reads whole sectors at once, whichever way the image is open. What is beyond its end reads as zeroes.
+    pub fn read_aligned(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        let mut scratch = Scratch::new(len);
+        let mut done = 0;
+        while done < len {
+            match self.file.read_at(&mut scratch.bytes()[done..len], offset + done as u64) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            if self.is_direct() && !done.is_multiple_of(DIRECT_ALIGN) {
+                break;
+            }
+        }
+        Ok(scratch.bytes()[..len].to_vec())
+    }
+
+    /// Makes the file longer; what is added reads as zeroes.
+    pub fn extend(&self, length: u64) -> io::Result<()> {
+        #[cfg(test)]
+        super::power::extended(self, length);
+        self.file.set_len(length)
     }
 
     pub fn fd(&self) -> RawFd {
@@ -120,13 +212,36 @@ impl Image {
     }
 }
 
-/// Takes the lock that says who uses the image: shared for readers, exclusive for a writer. It belongs to the open
-/// file, so it ends with it, however the process ends.
-fn lock(file: &File, readonly: bool) -> io::Result<()> {
+impl Drop for Image {
+    fn drop(&mut self) {
+        // The kernel may keep the open file a little longer: for a ring that ends, or for a child that is just becoming
+        // another program.
+        // SAFETY: flock is plain data for which zeroes are valid; they mean the whole file.
+        let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+        lock.l_type = libc::F_UNLCK as libc::c_short;
+        // SAFETY: the descriptor is open and the kernel only reads the struct, which outlives the call.
+        unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+    }
+}
+
+/// The byte that says that somebody changes the file, beyond all that files have. Those who use an image lock all of it,
+/// this byte included for a writer, and all but it for a reader.
+const CHANGES: libc::off_t = libc::off_t::MAX - 1;
+
+/// Takes the lock that says who uses the image. It belongs to the open file, so it ends with it, however the process
+/// ends.
+fn lock(file: &File, kind: Lock) -> io::Result<()> {
+    let (exclusive, start, len) = match kind {
+        Lock::Shared => (false, 0, CHANGES),
+        Lock::Exclusive => (true, 0, 0),
+        Lock::Beside => (true, CHANGES, 1),
+    };
     // SAFETY: flock is plain data for which zeroes are valid.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    lock.l_type = if readonly { libc::F_RDLCK } else { libc::F_WRLCK } as libc::c_short;
+    lock.l_type = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK } as libc::c_short;
     lock.l_whence = libc::SEEK_SET as libc::c_short;
+    lock.l_start = start;
+    lock.l_len = len;
     // SAFETY: the descriptor is open and the kernel only reads the struct, which outlives the call.
     let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }

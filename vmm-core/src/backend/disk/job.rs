@@ -4,7 +4,7 @@
 use libc::{c_int, iovec};
 
 use super::image::{Aligned, BLKDISCARD, DIRECT_ALIGN, Image};
-use super::{Buffers, Completion, DiskError, Request};
+use super::{Buffers, DiskError, Request};
 
 /// The most runs that one system call takes (`UIO_MAXIOV`).
 const MAX_RUNS: usize = 1024;
@@ -47,7 +47,7 @@ unsafe impl Send for Call {}
 
 pub(super) enum Step {
     Call(Call),
-    Done(Completion),
+    Done(Result<(), DiskError>),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -64,7 +64,6 @@ enum Kind {
 }
 
 pub(super) struct Job {
-    token: u64,
     kind: Kind,
     offset: u64,
     len: u64,
@@ -77,6 +76,8 @@ pub(super) struct Job {
     /// The last call was made with O_DIRECT.
     direct: bool,
     failed: Option<DiskError>,
+    /// The file may end anywhere: what is beyond reads as zeroes.
+    open_ended: bool,
     /// The runs of a call that are not the guest's.
     own_runs: Vec<iovec>,
     bounce: Option<Box<Aligned<BOUNCE>>>,
@@ -89,7 +90,7 @@ unsafe impl Send for Job {}
 
 impl Job {
     /// A request whose offset and length are to be multiples of `unit`.
-    pub fn new(token: u64, request: Request, image: &Image, unit: u64) -> Job {
+    pub fn new(request: Request, image: &Image, unit: u64) -> Job {
         let (kind, offset, len, buffers, durable) = match request {
             Request::Read { offset, buffers } => (Kind::Read, offset, buffers.len(), Some(buffers), false),
             Request::Write { offset, buffers, durable } => (Kind::Write, offset, buffers.len(), Some(buffers), durable),
@@ -107,41 +108,76 @@ impl Job {
         } else {
             None
         };
+        Job { durable, failed, open_ended: false, ..Job::part(kind, offset, len, buffers) }
+    }
+
+    /// Reads a part of a file that may end anywhere.
+    pub fn read(offset: u64, buffers: Buffers) -> Job {
+        Job::part(Kind::Read, offset, buffers.len(), Some(buffers))
+    }
+
+    /// Writes a part of a file.
+    pub fn write(offset: u64, buffers: Buffers) -> Job {
+        Job::part(Kind::Write, offset, buffers.len(), Some(buffers))
+    }
+
+    /// Has a part of a file read as zeroes, its space kept.
+    pub fn zero(offset: u64, len: u64) -> Job {
+        Job::part(Kind::ZeroRange, offset, len, None)
+    }
+
+    /// Gives a part of a file back to the host, where the host can take it.
+    pub fn punch(offset: u64, len: u64) -> Job {
+        Job::part(Kind::Discard, offset, len, None)
+    }
+
+    /// Has all that was written before on stable storage.
+    pub fn sync() -> Job {
+        Job { durable: true, ..Job::part(Kind::Read, 0, 0, None) }
+    }
+
+    fn part(kind: Kind, offset: u64, len: u64, buffers: Option<Buffers>) -> Job {
         Job {
-            token,
             kind,
             offset,
             len,
             done: 0,
             buffers,
-            durable,
+            durable: false,
             syncing: false,
             direct: false,
-            failed,
+            failed: None,
+            open_ended: true,
             own_runs: Vec::new(),
             bounce: None,
             bounced: 0,
         }
     }
 
+    /// Does all of it, and waits.
+    pub fn run(mut self, image: &Image) -> Result<(), DiskError> {
+        loop {
+            match self.next(image) {
+                Step::Call(call) => self.result(image, perform(call, image)),
+                Step::Done(result) => return result,
+            }
+        }
+    }
+
     /// What is to be done now.
     pub fn next(&mut self, image: &Image) -> Step {
         if let Some(error) = self.failed.take() {
-            return Step::Done(Completion { token: self.token, result: Err(error) });
+            return Step::Done(Err(error));
         }
         if self.done == self.len {
             self.syncing = std::mem::take(&mut self.durable);
-            let completion = Completion { token: self.token, result: Ok(()) };
-            return if self.syncing { Step::Call(Call::Sync) } else { Step::Done(completion) };
+            return if self.syncing { Step::Call(Call::Sync) } else { Step::Done(Ok(())) };
         }
         let (offset, len) = (self.offset + self.done, self.len - self.done);
         match self.kind {
-            Kind::Read if offset >= image.length => {
-                // The part of the last sector that the file does not have.
-                if let Some(buffers) = &mut self.buffers {
-                    buffers.copy_from(&ZEROES.0[..len as usize]);
-                }
-                self.done = self.len;
+            // The part of the last sector that the file does not have.
+            Kind::Read if !self.open_ended && offset >= image.length => {
+                self.end_in_zeroes();
                 self.next(image)
             }
             Kind::Read | Kind::Write => self.transfer(offset, image),
@@ -169,7 +205,7 @@ impl Job {
 
     fn transfer(&mut self, offset: u64, image: &Image) -> Step {
         let Some(buffers) = &self.buffers else {
-            return Step::Done(Completion { token: self.token, result: Err(DiskError::OutOfRange) });
+            return Step::Done(Err(DiskError::OutOfRange));
         };
         self.direct = image.is_direct();
         let (runs, count) = if self.direct && !buffers.aligned(DIRECT_ALIGN) {
@@ -221,6 +257,7 @@ impl Job {
     fn progress(&mut self, count: usize) {
         match self.kind {
             Kind::Discard | Kind::Unmap | Kind::ZeroRange => self.done = self.len,
+            Kind::Read if count == 0 && self.open_ended => self.end_in_zeroes(),
             Kind::Read if count == 0 => self.failed = Some(DiskError::Shrunk),
             Kind::Write | Kind::WriteZeroes if count == 0 => self.failed = Some(DiskError::Full),
             Kind::Read | Kind::Write | Kind::WriteZeroes => {
@@ -233,13 +270,43 @@ impl Job {
                     }
                 }
                 self.done += count as u64;
+                // Past the page cache only the file's end gives less than whole sectors, and nothing starts there.
+                if self.direct && self.open_ended && self.kind == Kind::Read && !count.is_multiple_of(DIRECT_ALIGN) {
+                    self.end_in_zeroes();
+                }
             }
         }
+    }
+
+    /// The rest is beyond the file's end.
+    fn end_in_zeroes(&mut self) {
+        if let Some(buffers) = &mut self.buffers {
+            buffers.fill_zero();
+        }
+        self.done = self.len;
     }
 }
 
 fn run(bytes: &[u8]) -> iovec {
     iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() }
+}
+
+/// Makes a call if it can be done without waiting for a drive: what is read is in the page cache, or is written there.
+/// `None`: it is for another thread.
+pub(super) fn perform_at_once(call: Call, image: &Image) -> Option<Result<usize, c_int>> {
+    if image.is_direct() {
+        return None;
+    }
+    match call {
+        Call::Read { runs, count, offset } => {
+            // SAFETY: as in `perform`.
+            let result =
+                unsafe { libc::preadv2(image.fd(), runs, count as c_int, offset as libc::off_t, libc::RWF_NOWAIT) };
+            usize::try_from(result).ok().map(Ok)
+        }
+        Call::Write { .. } => Some(perform(call, image)),
+        Call::Sync | Call::Allocate { .. } | Call::Discard { .. } => None,
+    }
 }
 
 /// Makes a call and waits for it.

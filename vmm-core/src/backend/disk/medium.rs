@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::image::{Image, OpenError, OpenOptions};
-use super::job::{Job, Step, perform};
+use super::job::Job;
 use super::{Buffers, DiskError, Request};
 
 /// Bytes in a block of a data disc.
@@ -30,20 +30,8 @@ impl Medium {
         let offset = offset.min(self.image.geometry.size);
         let left = self.image.geometry.size - offset;
         let (now, mut beyond) = buffers.split(left);
-        let mut job = Job::new(0, Request::Read { offset, buffers: now }, &self.image, 1);
-        loop {
-            match job.next(&self.image) {
-                Step::Call(call) => job.result(&self.image, perform(call, &self.image)),
-                Step::Done(completion) => {
-                    completion.result?;
-                    break;
-                }
-            }
-        }
-        while !beyond.is_empty() {
-            let len = beyond.len().min(BLOCK) as usize;
-            beyond.copy_from(&[0; BLOCK as usize][..len]);
-        }
+        Job::new(Request::Read { offset, buffers: now }, &self.image, 1).run(&self.image)?;
+        beyond.fill_zero();
         Ok(())
     }
 }

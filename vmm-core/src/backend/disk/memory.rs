@@ -148,4 +148,9 @@ impl Disk for MemoryDisk {
     fn drain(&mut self) {
         lock(&self.state).perform_all(self.geometry.readonly, &self.event);
     }
+
+    fn settle(&mut self) -> Result<(), DiskError> {
+        self.drain();
+        Ok(())
+    }
 }

@@ -1,5 +1,5 @@
 //! What a disk controller sees of a disk: its geometry, and requests that run beside each other and complete by an
-//! event. The first kind is [`RawDisk`]; a device gets whichever as a value.
+//! event. [`open`] opens whichever kind an image is; a device gets it as a value.
 
 mod buffers;
 mod complaint;
@@ -9,6 +9,11 @@ mod medium;
 #[cfg(any(test, feature = "testkit"))]
 #[allow(clippy::expect_used)]
 mod memory;
+mod open;
+mod pool;
+#[cfg(test)]
+mod power;
+mod qcow2;
 mod raw;
 #[cfg(test)]
 mod tests;
@@ -18,12 +23,17 @@ mod worker;
 use std::io;
 use std::os::fd::RawFd;
 
-pub use buffers::Buffers;
+pub use buffers::{Buffers, Scratch};
 pub use complaint::Complaints;
 pub use image::{OpenError, OpenOptions};
 pub use medium::{BLOCK, Medium};
 #[cfg(any(test, feature = "testkit"))]
 pub use memory::{Control, MemoryDisk};
+pub use open::{Format, detect, open, open_as};
+pub use qcow2::{
+    CreateError, CreateOptions, Findings, FormatError, Merge, Qcow2Disk, Roots, check, commit, create, create_overlay,
+    rebase_header, repair_file,
+};
 pub use raw::RawDisk;
 
 /// Bytes in the unit that all sizes and offsets are multiples of.
@@ -99,6 +109,9 @@ pub enum DiskError {
     /// The disk is read-only.
     #[error("the disk is read-only")]
     ReadOnly,
+    /// The image's own tables make no sense.
+    #[error("the image is damaged: {0}; 'orangery disk check' says more")]
+    Damaged(&'static str),
     /// The host failed.
     #[error("the host failed: {0}")]
     Host(io::Error),
@@ -133,6 +146,10 @@ pub trait Disk: Send {
 
     /// Starts all that was submitted and waits until nothing is in flight; what ended is in [`Disk::completed`].
     fn drain(&mut self);
+
+    /// Waits until nothing is in flight, and leaves the image as if it were closed: all that was written is on stable
+    /// storage, and nothing in it says that it is in use. More requests may follow.
+    fn settle(&mut self) -> Result<(), DiskError>;
 }
 
 impl Disk for Box<dyn Disk> {
@@ -154,6 +171,9 @@ impl Disk for Box<dyn Disk> {
     fn drain(&mut self) {
         (**self).drain();
     }
+    fn settle(&mut self) -> Result<(), DiskError> {
+        (**self).settle()
+    }
 }
 
 impl DiskError {
@@ -161,6 +181,18 @@ impl DiskError {
         match errno {
             libc::ENOSPC | libc::EDQUOT => DiskError::Full,
             _ => DiskError::Host(io::Error::from_raw_os_error(errno)),
+        }
+    }
+
+    /// The same error, for another request that it is the end of.
+    fn again(&self) -> DiskError {
+        match self {
+            DiskError::Full => DiskError::Full,
+            DiskError::Shrunk => DiskError::Shrunk,
+            DiskError::OutOfRange => DiskError::OutOfRange,
+            DiskError::ReadOnly => DiskError::ReadOnly,
+            DiskError::Damaged(what) => DiskError::Damaged(what),
+            DiskError::Host(error) => DiskError::from_errno(error.raw_os_error().unwrap_or(libc::EIO)),
         }
     }
 }

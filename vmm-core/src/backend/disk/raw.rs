@@ -1,48 +1,39 @@
 //! A disk that is a raw file or a block device of the host.
 
-use std::io;
+use std::collections::VecDeque;
 use std::os::fd::RawFd;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::image::{Image, OpenError, OpenOptions};
 use super::job::Job;
-use super::uring::Uring;
-use super::worker::Worker;
-use super::{Completion, Disk, Geometry, Request, SECTOR};
+use super::pool::{Pool, Way};
+use super::{Completion, Disk, DiskError, Geometry, Request, SECTOR};
 
 /// See the module.
 pub struct RawDisk {
     image: Arc<Image>,
-    engine: Engine,
-}
-
-enum Engine {
-    Uring(Box<Uring>),
-    Worker(Worker),
+    pool: Pool<u64>,
+    /// What a drain saw end.
+    done: VecDeque<Completion>,
 }
 
 impl RawDisk {
     /// Opens and locks an image. Requests run on an io_uring, or on a thread where the host forbids that.
     pub fn open(path: &Path, options: OpenOptions) -> Result<RawDisk, OpenError> {
-        let image = Arc::new(Image::open(path, options)?);
-        let engine = match Uring::new(image.clone()) {
-            Ok(uring) => Ok(Engine::Uring(Box::new(uring))),
-            Err(_) => Worker::new(image.clone()).map(Engine::Worker),
-        };
-        RawDisk::with_engine(path, image, engine)
+        RawDisk::with(path, Image::open(path, options)?, Way::Best)
     }
 
     /// The same without io_uring.
     pub fn open_on_a_thread(path: &Path, options: OpenOptions) -> Result<RawDisk, OpenError> {
-        let image = Arc::new(Image::open(path, options)?);
-        let engine = Worker::new(image.clone()).map(Engine::Worker);
-        RawDisk::with_engine(path, image, engine)
+        RawDisk::with(path, Image::open(path, options)?, Way::Thread)
     }
 
-    fn with_engine(path: &Path, image: Arc<Image>, engine: io::Result<Engine>) -> Result<RawDisk, OpenError> {
+    /// On an image that is open already.
+    pub(super) fn with(path: &Path, image: Image, way: Way) -> Result<RawDisk, OpenError> {
         let refused = |source| OpenError::Host { action: "start a thread for", path: path.into(), source };
-        Ok(RawDisk { image, engine: engine.map_err(refused)? })
+        let pool = Pool::new(way).map_err(refused)?;
+        Ok(RawDisk { image: Arc::new(image), pool, done: VecDeque::new() })
     }
 
     /// Whether requests go around the host's page cache.
@@ -57,37 +48,37 @@ impl Disk for RawDisk {
     }
 
     fn submit(&mut self, token: u64, request: Request) {
-        let job = Job::new(token, request, &self.image, SECTOR);
-        match &mut self.engine {
-            Engine::Uring(uring) => uring.start(job),
-            Engine::Worker(worker) => worker.start(job),
-        }
+        let job = Job::new(request, &self.image, SECTOR);
+        self.pool.start(token, &self.image, job);
     }
 
     fn kick(&mut self) {
-        if let Engine::Uring(uring) = &mut self.engine {
-            uring.kick();
-        }
+        self.pool.kick();
     }
 
     fn completed(&mut self) -> Option<Completion> {
-        match &mut self.engine {
-            Engine::Uring(uring) => uring.completed(),
-            Engine::Worker(worker) => worker.completed(),
-        }
+        let ended = || self.pool.completed().map(|(token, result)| Completion { token, result });
+        self.done.pop_front().or_else(ended)
     }
 
     fn event(&self) -> RawFd {
-        match &self.engine {
-            Engine::Uring(uring) => uring.event(),
-            Engine::Worker(worker) => worker.event(),
-        }
+        self.pool.event()
     }
 
     fn drain(&mut self) {
-        match &mut self.engine {
-            Engine::Uring(uring) => uring.drain(),
-            Engine::Worker(worker) => worker.drain(),
+        while self.pool.running() > 0 {
+            self.pool.wait();
+            while let Some((token, result)) = self.pool.completed() {
+                self.done.push_back(Completion { token, result });
+            }
         }
+        if !self.done.is_empty() {
+            self.pool.signal();
+        }
+    }
+
+    fn settle(&mut self) -> Result<(), DiskError> {
+        self.drain();
+        if self.image.geometry.readonly { Ok(()) } else { Job::sync().run(&self.image) }
     }
 }

@@ -1,64 +1,51 @@
-//! Runs a disk's requests one after another on a thread of its own: for hosts that forbid io_uring.
+//! Runs jobs one after another on a thread of its own: for hosts that forbid io_uring.
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
-use super::Completion;
-use super::image::Image;
-use super::job::{Job, Step, perform};
+use super::pool::{Ended, Running, run_to_end};
 
-#[derive(Default)]
-struct Progress {
+struct Progress<T> {
     in_flight: usize,
-    done: VecDeque<Completion>,
+    done: VecDeque<Ended<T>>,
 }
 
-struct Shared {
-    progress: Mutex<Progress>,
-    idle: Condvar,
-    event: EventFd,
+struct Shared<T> {
+    progress: Mutex<Progress<T>>,
+    ended: Condvar,
+    event: Arc<EventFd>,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Progress> {
+impl<T> Shared<T> {
+    fn lock(&self) -> MutexGuard<'_, Progress<T>> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-pub(super) struct Worker {
-    shared: Arc<Shared>,
-    jobs: Option<Sender<Job>>,
+pub(super) struct Worker<T: Send + 'static> {
+    shared: Arc<Shared<T>>,
+    jobs: Option<Sender<Running<T>>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Worker {
-    pub fn new(image: Arc<Image>) -> io::Result<Worker> {
-        let event = EventFd::new(EFD_NONBLOCK)?;
-        let shared = Arc::new(Shared { progress: Mutex::default(), idle: Condvar::new(), event });
-        let (jobs, inbox) = mpsc::channel::<Job>();
+impl<T: Send + 'static> Worker<T> {
+    pub fn new(event: Arc<EventFd>) -> io::Result<Worker<T>> {
+        let progress = Mutex::new(Progress { in_flight: 0, done: VecDeque::new() });
+        let shared = Arc::new(Shared { progress, ended: Condvar::new(), event });
+        let (jobs, inbox) = mpsc::channel::<Running<T>>();
         let own = shared.clone();
         let body = move || {
-            for mut job in inbox {
-                let completion = loop {
-                    match job.next(&image) {
-                        Step::Call(call) => job.result(&image, perform(call, &image)),
-                        Step::Done(completion) => break completion,
-                    }
-                };
-                // The buffers go before the completion is seen.
-                drop(job);
+            for running in inbox {
+                let ended = run_to_end(running);
                 let mut progress = own.lock();
-                progress.done.push_back(completion);
+                progress.done.push_back(ended);
                 progress.in_flight -= 1;
-                if progress.in_flight == 0 {
-                    own.idle.notify_all();
-                }
+                own.ended.notify_all();
                 drop(progress);
                 let _ = own.event.write(1);
             }
@@ -67,29 +54,26 @@ impl Worker {
         Ok(Worker { shared, jobs: Some(jobs), thread: Some(thread) })
     }
 
-    pub fn event(&self) -> RawFd {
-        self.shared.event.as_raw_fd()
-    }
-
-    pub fn start(&mut self, job: Job) {
+    pub fn start(&mut self, running: Running<T>) {
         self.shared.lock().in_flight += 1;
         if let Some(jobs) = &self.jobs {
             // The thread takes jobs until the sender is dropped.
-            let _ = jobs.send(job);
+            let _ = jobs.send(running);
         }
     }
 
-    pub fn completed(&mut self) -> Option<Completion> {
+    pub fn completed(&mut self) -> Option<Ended<T>> {
         self.shared.lock().done.pop_front()
     }
 
-    pub fn drain(&mut self) {
+    /// Waits for one more end, unless nothing is on its way.
+    pub fn wait(&mut self) {
         let progress = self.shared.lock();
-        drop(self.shared.idle.wait_while(progress, |p| p.in_flight > 0));
+        drop(self.shared.ended.wait_while(progress, |p| p.in_flight > 0 && p.done.is_empty()));
     }
 }
 
-impl Drop for Worker {
+impl<T: Send + 'static> Drop for Worker<T> {
     fn drop(&mut self) {
         self.jobs = None;
         if let Some(thread) = self.thread.take() {

@@ -1,0 +1,46 @@
+//! Opens a disk of whichever format it has.
+
+use std::fs::File;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+use super::Disk;
+use super::image::{OpenError, OpenOptions};
+use super::qcow2::{self, Qcow2Disk, Roots};
+use super::raw::RawDisk;
+
+/// What a file is to a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// The disk's bytes.
+    Raw,
+    /// See [`Qcow2Disk`].
+    Qcow2,
+}
+
+/// A guest can write what it likes to the start of a raw disk. A file with this ending is raw, whatever it starts with.
+const RAW_ENDING: &str = "raw";
+
+/// What a file is, by its first bytes. Block devices, and files that end in `.raw`, are raw.
+pub fn detect(path: &Path) -> Result<Format, OpenError> {
+    let host = |source| OpenError::Host { action: "open", path: path.into(), source };
+    let kind = std::fs::metadata(path).map_err(host)?.file_type();
+    if kind.is_block_device() || !kind.is_file() || path.extension().is_some_and(|e| e == RAW_ENDING) {
+        return Ok(Format::Raw);
+    }
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(host)?;
+    Ok(if qcow2::is_qcow2_file(&file) { Format::Qcow2 } else { Format::Raw })
+}
+
+/// Opens and locks a disk of whichever format it has, and all that it stands on (in its own folder or that machine's).
+pub fn open(path: &Path, options: OpenOptions) -> Result<Box<dyn Disk>, OpenError> {
+    open_as(path, detect(path)?, options, &Roots::of(path))
+}
+
+/// Opens and locks a disk whose format is known; what it stands on is in these folders.
+pub fn open_as(path: &Path, format: Format, options: OpenOptions, roots: &Roots) -> Result<Box<dyn Disk>, OpenError> {
+    Ok(match format {
+        Format::Raw => Box::new(RawDisk::open(path, options)?),
+        Format::Qcow2 => Box::new(Qcow2Disk::open_among(path, options, roots)?),
+    })
+}
