@@ -118,6 +118,16 @@ Examples:
         #[command(flatten)]
         which: Which,
     },
+    /// Take, list, go back to and delete snapshots: points it can go back to, its memory included when it runs
+    #[command(after_help = "\
+Examples:
+  orangery snapshot take 'Debian 12' 'before the upgrade'
+  orangery snapshot list 'Debian 12'
+  orangery snapshot restore 'Debian 12' 'before the upgrade'")]
+    Snapshot {
+        #[command(subcommand)]
+        act: SnapshotAct,
+    },
     /// Show its window in front
     Raise {
         #[command(flatten)]
@@ -228,6 +238,43 @@ Examples:
         /// No window; its test goes to this terminal
         #[arg(long)]
         headless: bool,
+    },
+}
+
+/// What to do with snapshots.
+#[derive(Debug, Subcommand)]
+pub enum SnapshotAct {
+    /// Take one; a guest that runs is stopped for a moment only
+    Take {
+        #[command(flatten)]
+        which: Which,
+        /// What to call it
+        snapshot: String,
+        /// A note to go with it
+        #[arg(long, default_value = "")]
+        note: String,
+    },
+    /// List them as a tree
+    List {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Go back to one: what the machine is now is given up, and its next start goes on from there
+    Restore {
+        #[command(flatten)]
+        which: Which,
+        /// Its name or id
+        snapshot: String,
+        /// Take a snapshot of the present first, called this
+        #[arg(long, value_name = "NAME")]
+        keep: Option<String>,
+    },
+    /// Delete one; what came after it stays
+    Delete {
+        #[command(flatten)]
+        which: Which,
+        /// Its name or id
+        snapshot: String,
     },
 }
 

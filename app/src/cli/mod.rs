@@ -2,6 +2,8 @@
 
 mod args;
 mod output;
+mod progress;
+mod snapshots;
 mod verbs;
 
 use std::error::Error;
@@ -75,14 +77,20 @@ impl CliError {
     fn exit(&self) -> u8 {
         let exit = match self {
             CliError::Library(error) | CliError::Run(RunError::Library(error)) => match error {
-                LibraryError::NotFound { .. } => Exit::NotFound,
+                LibraryError::NotFound { .. } | LibraryError::NoSnapshot { .. } => Exit::NotFound,
                 LibraryError::Exists(_)
                 | LibraryError::Running { .. }
                 | LibraryError::NoVariables { .. }
+                | LibraryError::OutsideDisk { .. }
+                | LibraryError::Machine(_)
                 | LibraryError::Changed { .. } => Exit::State,
                 LibraryError::Name { .. } | LibraryError::Config(_) => Exit::Usage,
                 LibraryError::Firmware(_) => Exit::Host,
-                LibraryError::Broken { .. } | LibraryError::Io { .. } | LibraryError::Checkpoint(_) => Exit::Failed,
+                LibraryError::Broken { .. }
+                | LibraryError::Io { .. }
+                | LibraryError::Image(_)
+                | LibraryError::Cancelled
+                | LibraryError::Checkpoint(_) => Exit::Failed,
             },
             CliError::Control { source: ControlError::NotRunning | ControlError::Refused(_), .. } => Exit::State,
             CliError::Run(RunError::Build { source: BuildError::Config(_), .. }) => Exit::Usage,

@@ -9,6 +9,7 @@ use vmm_core::config::{DiskBus, VmConfig};
 
 use crate::control::{Power, State};
 use crate::library::preflight::{Cause, Outcome};
+use crate::library::snapshots::Snapshot;
 use crate::library::{Check, Entry, Firmware, Machine, Medium, MediumKind, Timestamp, Trashed, detect::Table, size};
 
 /// One machine of `list`.
@@ -19,7 +20,7 @@ pub struct Listed {
     /// Its id; absent where its file is broken.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// `stopped`, `starting`, `running`, `paused`, or `broken`.
+    /// `stopped`, `starting`, `running`, `paused`, `suspended`, or `broken`.
     pub state: &'static str,
     /// The process that runs it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -35,6 +36,36 @@ pub struct Listed {
     /// Why its file is broken.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// A snapshot, as `orangery snapshot list --json` has it.
+#[derive(Debug, Serialize)]
+pub struct ShownSnapshot {
+    /// Its name for programs.
+    pub id: String,
+    /// What it is called.
+    pub name: String,
+    /// What was written of it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub note: String,
+    /// When it was taken.
+    pub created: Timestamp,
+    /// What it came after.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// It has RAM: the machine ran.
+    pub running: bool,
+    /// What its own files take on the host, bytes.
+    pub size: u64,
+    /// The present stands on it.
+    pub present: bool,
+}
+
+impl From<Snapshot> for ShownSnapshot {
+    fn from(snapshot: Snapshot) -> ShownSnapshot {
+        let Snapshot { id, name, note, created, parent, running, size, is_present } = snapshot;
+        ShownSnapshot { id, name, note, created, parent, running, size, present: is_present }
+    }
 }
 
 impl Listed {

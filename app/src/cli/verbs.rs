@@ -1,6 +1,6 @@
 //! What each verb does.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,8 @@ use vmm_core::config::{
 
 use super::args::{Cli, DiskArg, MachineArgs, Net, NewDiskArg, Verb, Which};
 use super::output::{Checked, Deleted, Detected, Listed, Shown, table, words};
-use super::{CliError, Exit, print};
+use super::progress::Progress;
+use super::{CliError, Exit, print, snapshots};
 use crate::control::protocol::Request;
 use crate::control::{Client, ControlError, Power, State, keys};
 use crate::library::{
@@ -41,6 +42,7 @@ pub fn perform(cli: Cli) -> Result<(), CliError> {
         Verb::Pause { which } => command(out, &which, &Request::Pause, "paused"),
         Verb::Resume { which } => resume(out, &which),
         Verb::Suspend { which } => suspend(out, &which),
+        Verb::Snapshot { act } => snapshots::perform(out, &act),
         Verb::Raise { which } => command(out, &which, &Request::Raise, "raised"),
         Verb::Rename { which, new } => {
             let machine = library()?.rename(&which.name, &new)?;
@@ -89,13 +91,13 @@ pub fn perform(cli: Cli) -> Result<(), CliError> {
 
 /// Where a verb's answer goes.
 #[derive(Debug, Clone, Copy)]
-struct Out {
-    json: bool,
+pub(super) struct Out {
+    pub json: bool,
 }
 
 impl Out {
     /// Prints an answer: as one line of JSON, or in words (nothing when there are none).
-    fn say(self, value: &impl Serialize, text: &str) {
+    pub(super) fn say(self, value: &impl Serialize, text: &str) {
         if self.json {
             // The shapes have string keys and finite numbers only: they always serialise.
             print(&format!("{}\n", serde_json::to_string(value).unwrap_or_default()));
@@ -107,12 +109,12 @@ impl Out {
     /// Answers with a machine.
     fn machine(self, machine: &Machine, text: &str) {
         // The answer is about the machine; that it cannot be asked how it is spoils nothing.
-        let (power, state) = look(machine).unwrap_or_else(|_| (machine.checkpoints().power(), None));
+        let (power, state) = look(machine).unwrap_or_else(|_| (machine.power_at_rest(), None));
         self.say(&Shown::new(machine, power, state.as_ref()), text);
     }
 }
 
-fn library() -> Result<Library, CliError> {
+pub(super) fn library() -> Result<Library, CliError> {
     Ok(Library::open_default()?)
 }
 
@@ -236,7 +238,7 @@ fn boot(args: &MachineArgs) -> Result<(), CliError> {
 /// What a machine does, and all it says of itself when it answers.
 fn look(machine: &Machine) -> Result<(Power, Option<State>), CliError> {
     if machine.holder()?.is_none() {
-        return Ok((machine.checkpoints().power(), None));
+        return Ok((machine.power_at_rest(), None));
     }
     let state = Client::connect_within(&machine.id, GLANCE).and_then(|mut client| client.state()).ok();
     // Its lock is held and its socket is silent: it is on its way up or down.
@@ -246,7 +248,7 @@ fn look(machine: &Machine) -> Result<(Power, Option<State>), CliError> {
 /// What a machine does, and the process it does it in; 0 when it does not run.
 fn power(machine: &Machine) -> (Power, u32) {
     let pid = machine.holder().ok().flatten().map_or(0, |holder| holder.pid);
-    let (power, _) = look(machine).unwrap_or_else(|_| (machine.checkpoints().power(), None));
+    let (power, _) = look(machine).unwrap_or_else(|_| (machine.power_at_rest(), None));
     (power, pid)
 }
 
@@ -304,7 +306,7 @@ fn start(out: Out, which: &Which, headless: bool) -> Result<(), CliError> {
 }
 
 /// The machine and a connection to the process that runs it.
-fn connect(which: &Which) -> Result<(Machine, Client), CliError> {
+pub(super) fn connect(which: &Which) -> Result<(Machine, Client), CliError> {
     let machine = library()?.load(&which.name)?;
     if machine.holder()?.is_none() {
         return Err(asked(&machine)(ControlError::NotRunning));
@@ -328,7 +330,7 @@ fn command(out: Out, which: &Which, request: &Request, done: &'static str) -> Re
 fn resume(out: Out, which: &Which) -> Result<(), CliError> {
     let machine = library()?.load(&which.name)?;
     match machine.holder()? {
-        None if machine.checkpoints().suspended()?.is_some() => start(out, which, false),
+        None if machine.goes_on_from()?.is_some() => start(out, which, false),
         _ => command(out, which, &Request::Resume, "resumed"),
     }
 }
@@ -345,29 +347,23 @@ fn suspend(out: Out, which: &Which) -> Result<(), CliError> {
 }
 
 /// Has a machine do what takes time; how far it is is shown on a terminal.
-fn work(out: Out, machine: &Machine, client: Client, request: &Request, doing: &str) -> Result<(), CliError> {
-    let shown = !out.json && std::io::stderr().is_terminal();
-    let mut told = false;
-    let result = client.work(request, |done, total| {
-        if shown {
-            let percent = (done * 100).checked_div(total).unwrap_or(0).min(100);
-            eprint!("\r{:?}: {doing}, {percent} % ", machine.name);
-            told = true;
-        }
-        true
-    });
-    if told {
-        eprint!("\r\x1b[K");
-    }
-    result.map_err(asked(machine))
+pub(super) fn work(
+    out: Out,
+    machine: &Machine,
+    client: Client,
+    request: &Request,
+    doing: &str,
+) -> Result<(), CliError> {
+    let mut shown = Progress::new(out, &machine.name, doing);
+    client.work(request, |done, total| shown.tell(done, total)).map_err(asked(machine))
 }
 
 fn stop(out: Out, which: &Which, force: bool, timeout: Duration) -> Result<(), CliError> {
-    let machine = library()?.load(&which.name)?;
-    if force && machine.holder()?.is_none() && machine.checkpoints().suspended()?.is_some() {
+    let mut machine = library()?.load(&which.name)?;
+    if force && machine.holder()?.is_none() && machine.goes_on_from()?.is_some() {
         // Nobody may go on with it meanwhile.
         let _lock = machine.lock()?;
-        machine.checkpoints().discard_suspended()?;
+        machine.discard_suspended()?;
         out.say(&json!({ "done": "stopped" }), &format!("{:?}: stopped; what was suspended is given up", machine.name));
         return Ok(());
     }

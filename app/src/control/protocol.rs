@@ -45,6 +45,19 @@ pub enum Request {
     Resume,
     /// Saves the machine and ends it: its next start goes on from there. Work: see [`Reply::Progress`].
     Suspend,
+    /// Takes a snapshot. Work.
+    TakeSnapshot {
+        /// What to call it.
+        name: String,
+        /// What to write of it.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        note: String,
+    },
+    /// Deletes a snapshot. Work; given up, what is left is done with the next one.
+    DeleteSnapshot {
+        /// Its name or id.
+        name: String,
+    },
     /// Puts a medium in a CD-ROM drive, or takes it out.
     ChangeMedium {
         /// Which drive, from 0.

@@ -165,7 +165,7 @@ fn serve(stream: UnixStream, host: &dyn Host) -> io::Result<()> {
                 return host.attach(stream, client).map_err(io::Error::other);
             }
             Request::Listen => return listen(reader, host),
-            work @ Request::Suspend => {
+            work @ (Request::Suspend | Request::TakeSnapshot { .. } | Request::DeleteSnapshot { .. }) => {
                 let mut report = Report { stream: reader.get_ref().try_clone()?, last: None };
                 match host.work(work, &mut |done, total| report.tell(done, total)) {
                     Ok(()) => Reply::Done,

@@ -28,6 +28,8 @@ const MAX_ABOUT: u64 = 1 << 20;
 pub enum Kind {
     /// The machine was suspended: it goes on from here when it is started, once.
     Suspended,
+    /// A point that a person took.
+    Snapshot,
 }
 
 /// What we say of a checkpoint.
@@ -37,6 +39,17 @@ pub struct About {
     pub kind: Kind,
     /// When it was made.
     pub created: Timestamp,
+    /// What it is called; nothing for one that nobody sees.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// What a person wrote of it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub note: String,
+    /// The snapshot that was the present when it was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// The machine's file as it was. Its disks are the images that stay as they were.
+    pub machine: String,
 }
 
 /// The checkpoints of a machine.
@@ -52,6 +65,58 @@ pub struct Saved {
     pub id: String,
     /// The rest.
     pub about: About,
+}
+
+impl Machine {
+    /// The checkpoint that its next start goes on from, if it does: a snapshot that it was set back to, or what it was
+    /// suspended in.
+    ///
+    /// # Errors
+    /// The folder can't be read.
+    pub fn goes_on_from(&self) -> Result<Option<String>, LibraryError> {
+        if self.resume.is_some() {
+            return Ok(self.resume.clone());
+        }
+        Ok(self.checkpoints().suspended()?.map(|saved| saved.id))
+    }
+
+    /// What it is while it does not run: suspended, or stopped.
+    pub fn power_at_rest(&self) -> Power {
+        match self.goes_on_from() {
+            Ok(Some(_)) => Power::Suspended,
+            _ => Power::Stopped,
+        }
+    }
+
+    /// Gives up what it would go on from: its next start is one after power-off. The caller holds its lock.
+    ///
+    /// # Errors
+    /// The files can't be changed.
+    pub fn discard_suspended(&mut self) -> Result<(), LibraryError> {
+        if self.resume.take().is_some() {
+            self.write()?;
+        }
+        self.checkpoints().discard_suspended()
+    }
+}
+
+impl Saved {
+    /// The machine as it was, in the folder of what it is now.
+    ///
+    /// # Errors
+    /// What was kept of it can't be understood.
+    pub fn machine(&self, now: &Machine) -> Result<Machine, LibraryError> {
+        let path = now.checkpoints().store.path(&self.id).join(ABOUT);
+        Machine::from_text(now.folder(), &path, &self.about.machine)
+    }
+}
+
+impl About {
+    /// The file's contents.
+    pub fn text(&self) -> Vec<u8> {
+        // Its shape has string keys only: it always serialises.
+        serde_json::to_vec_pretty(self).unwrap_or_default()
+    }
 }
 
 impl Machine {
@@ -103,19 +168,25 @@ impl Checkpoints {
         Ok(self.list()?.into_iter().rfind(|saved| saved.about.kind == Kind::Suspended))
     }
 
-    /// What a machine that does not run is: suspended, or stopped.
-    pub fn power(&self) -> Power {
-        match self.suspended() {
-            Ok(Some(_)) => Power::Suspended,
-            _ => Power::Stopped,
-        }
-    }
-
-    /// Gives up what the machine would go on from: its next start is one after power-off. The caller holds its lock.
+    /// Whether everything there is can be understood: else nothing that may be needed is removed.
     ///
     /// # Errors
-    /// The files can't be removed.
-    pub fn discard_suspended(&self) -> Result<(), LibraryError> {
+    /// The folder can't be read.
+    pub fn can_be_read(&self) -> Result<bool, LibraryError> {
+        Ok(self.store.list()?.iter().all(|id| self.about(id).is_some()))
+    }
+
+    /// Writes again what is said of a checkpoint.
+    ///
+    /// # Errors
+    /// The file can't be written; the old one is then still there.
+    pub fn describe(&self, id: &str, about: &About) -> Result<(), LibraryError> {
+        let path = self.store.path(id).join(ABOUT);
+        files::write_atomic(&path, &about.text()).map_err(LibraryError::io("write", &path))
+    }
+
+    /// Removes what the machine was suspended in.
+    pub(super) fn discard_suspended(&self) -> Result<(), LibraryError> {
         while let Some(saved) = self.suspended()? {
             self.store.remove(&saved.id)?;
         }
@@ -128,7 +199,7 @@ impl Checkpoints {
     /// It is missing, damaged, or the machine was changed.
     pub fn load(&self, id: &str, machine: &Machine) -> Result<Checkpoint, LibraryError> {
         let checkpoint = self.store.load(id)?;
-        if hardware(&checkpoint.manifest.config) != hardware(&machine.resolved()) {
+        if hardware(&checkpoint.config) != hardware(&machine.resolved()) {
             return Err(LibraryError::Changed { name: machine.name.clone() });
         }
         Ok(checkpoint)

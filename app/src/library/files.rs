@@ -52,9 +52,17 @@ pub fn create_sparse(path: &Path, size: u64) -> io::Result<()> {
 /// # Errors
 /// The host has no `/dev/urandom`.
 pub fn random_hex() -> io::Result<String> {
+    Ok(random_bytes()?.iter().map(|b| format!("{b:02x}")).collect())
+}
+
+/// 128 random bits.
+///
+/// # Errors
+/// The host has no `/dev/urandom`.
+pub fn random_bytes() -> io::Result<[u8; 16]> {
     let mut bytes = [0u8; 16];
     io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut bytes)?;
-    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -29,6 +29,10 @@ pub struct Machine {
     pub created: Timestamp,
     /// The machine, its paths as the file has them: relative ones start at the folder.
     pub config: VmConfig,
+    /// The snapshot that its disks stand on now: where a person is in the tree.
+    pub present: Option<String>,
+    /// The snapshot, with RAM, that its next start goes on from.
+    pub resume: Option<String>,
     pub(super) folder: PathBuf,
 }
 
@@ -44,6 +48,10 @@ struct MachineFile {
     memory_mib: u64,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     tpm: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    present: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    resume: Option<String>,
     #[serde(default)]
     boot: Boot,
     #[serde(default)]
@@ -141,8 +149,12 @@ impl Machine {
     /// Reads the machine in `folder`.
     pub(super) fn read(folder: &Path) -> Result<Machine, LibraryError> {
         let path = folder.join(FILE);
-        let text = read_bounded(&path)?;
-        let file = parse(&path, &text)?;
+        Machine::from_text(folder, &path, &read_bounded(&path)?)
+    }
+
+    /// The machine in `folder` that a text says, which is `path`'s.
+    pub(super) fn from_text(folder: &Path, path: &Path, text: &str) -> Result<Machine, LibraryError> {
+        let file = parse(path, text)?;
         let MachineFile {
             schema: _,
             id,
@@ -158,13 +170,15 @@ impl Machine {
             nets,
             topology,
             hyperv,
+            present,
+            resume,
         } = file;
         // What the machine is to its guest is its id.
         let uuid = None;
         let config = VmConfig { cpus, memory_mib, boot, disks, cdroms, nets, display, tpm, topology, hyperv, uuid };
         let broken = |field: &str, problem: String| LibraryError::Broken {
-            file: path.clone(),
-            line: line_of(&text, field),
+            file: path.into(),
+            line: line_of(text, field),
             field: Some(field.into()),
             problem,
         };
@@ -178,12 +192,12 @@ impl Machine {
             let first = errors.swap_remove(0);
             return Err(broken(&first.field, first.problem));
         }
-        Ok(Machine { id, name, created, config, folder: folder.into() })
+        Ok(Machine { id, name, created, config, present, resume, folder: folder.into() })
     }
 
-    /// Writes the machine's file, whole.
-    pub(super) fn write(&self) -> Result<(), LibraryError> {
-        let Machine { id, name, created, config, folder } = self.clone();
+    /// The machine's file, as [`Machine::write`] writes it.
+    pub(crate) fn text(&self) -> Result<String, LibraryError> {
+        let Machine { id, name, created, config, present, resume, folder: _ } = self.clone();
         let VmConfig { cpus, memory_mib, boot, disks, cdroms, nets, display, tpm, topology, hyperv, uuid: _ } = config;
         let file = MachineFile {
             schema: SCHEMA,
@@ -200,13 +214,17 @@ impl Machine {
             nets,
             topology,
             hyperv,
+            present,
+            resume,
         };
-        let path = folder.join(FILE);
-        let write = LibraryError::io("write", &path);
-        match toml::to_string(&file) {
-            Ok(text) => files::write_atomic(&path, text.as_bytes()).map_err(write),
-            Err(error) => Err(write(std::io::Error::other(error))),
-        }
+        let write = LibraryError::io("write", &self.folder.join(FILE));
+        toml::to_string(&file).map_err(|error| write(std::io::Error::other(error)))
+    }
+
+    /// Writes the machine's file, whole.
+    pub(crate) fn write(&self) -> Result<(), LibraryError> {
+        let path = self.folder.join(FILE);
+        files::write_atomic(&path, self.text()?.as_bytes()).map_err(LibraryError::io("write", &path))
     }
 }
 

@@ -19,12 +19,14 @@ pub mod checkpoints;
 pub mod detect;
 pub(crate) mod files;
 pub mod firmware;
+mod layers;
 pub mod limits;
 pub mod lock;
 mod machine;
 pub mod name;
 pub mod preflight;
 pub mod size;
+pub mod snapshots;
 #[cfg(test)]
 mod tests;
 mod time;
@@ -45,6 +47,7 @@ pub use checkpoints::{Checkpoints, Saved};
 pub use detect::{Medium, MediumKind, detect};
 pub use files::random_hex;
 pub use firmware::{Firmware, UefiSupport};
+pub use layers::{DiskImageError, recover};
 pub use limits::HostLimits;
 pub use lock::Holder;
 pub use machine::Machine;
@@ -105,6 +108,33 @@ pub enum LibraryError {
     /// What was saved of it can't be used.
     #[error(transparent)]
     Checkpoint(CheckpointError),
+    /// A disk can't be part of a snapshot.
+    #[error("disk {disk} of {name:?}, {}, lies outside of its folder, and a snapshot could not hold it; move it there, or make it read-only", path.display())]
+    OutsideDisk {
+        /// The machine.
+        name: String,
+        /// Which disk.
+        disk: usize,
+        /// Its image.
+        path: PathBuf,
+    },
+    /// A disk's image can't be used.
+    #[error(transparent)]
+    Image(#[from] DiskImageError),
+    /// The machine that runs refuses it.
+    #[error(transparent)]
+    Machine(vmm_core::vm::CommandError),
+    /// No snapshot is called that.
+    #[error("{machine:?} has no snapshot {name:?}")]
+    NoSnapshot {
+        /// The machine.
+        machine: String,
+        /// What was asked for.
+        name: String,
+    },
+    /// It was cancelled.
+    #[error("it was cancelled")]
+    Cancelled,
     /// This host has no firmware of the kind it is to start with.
     #[error(transparent)]
     Firmware(#[from] BootError),
@@ -446,8 +476,15 @@ impl Library {
         let id = random_hex().map_err(LibraryError::io("make an id from", Path::new("/dev/urandom")))?;
         let building = self.root.join(UNFINISHED);
         let _ = std::fs::remove_dir_all(&building);
-        let mut machine =
-            Machine { id, name, created: Timestamp::now(), config: new.config(), folder: building.clone() };
+        let mut machine = Machine {
+            id,
+            name,
+            created: Timestamp::now(),
+            config: new.config(),
+            present: None,
+            resume: None,
+            folder: building.clone(),
+        };
         let made = build(&machine, &new).and_then(|()| self.place(&building, &machine.name));
         match made {
             Ok(folder) => {

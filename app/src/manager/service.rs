@@ -305,9 +305,9 @@ fn power(library: &Library, name: &str, verb: Power) -> Result<(), Failure> {
         }
         Power::Resume if !is_held(library, name) => return power(library, name, Power::Start),
         Power::Off if !is_held(library, name) => {
-            let discarded = library.load(name).and_then(|machine| {
+            let discarded = library.load(name).and_then(|mut machine| {
                 let _lock = machine.lock()?;
-                machine.checkpoints().discard_suspended()
+                machine.discard_suspended()
             });
             return discarded.map_err(|error| failure(format!("{name} was not powered off"), &error, None));
         }
@@ -480,7 +480,7 @@ fn is_held(library: &Library, name: &str) -> bool {
 
 /// What a machine is that does not run.
 fn at_rest(machine: &library::Machine) -> State {
-    match machine.checkpoints().power() {
+    match machine.power_at_rest() {
         control::Power::Suspended => State::Suspended,
         _ => State::Stopped,
     }

@@ -40,7 +40,7 @@ pub use throwaway::{Throwaway, boot, demo};
 
 use crate::control::protocol::{Button, Pointer, Request};
 use crate::control::{Event, Power, Screenshot, State, Stream, keys, server};
-use crate::library::{Checkpoints, Timestamp};
+use crate::library::{Library, Timestamp};
 use hub::Hub;
 use log::Log;
 use tpm::TpmProcess;
@@ -66,8 +66,8 @@ pub struct Session {
     raise: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Typing of two clients is not mixed.
     typing: Mutex<()>,
-    /// Where it is saved; a throwaway machine is nowhere.
-    checkpoints: Option<Checkpoints>,
+    /// The library that it is kept in; a throwaway machine is in none.
+    library: Option<Library>,
     /// It is saved by one at a time.
     saving: Mutex<()>,
 }
@@ -87,8 +87,8 @@ struct Identity {
     name: String,
     /// Where its TPM keeps its state, if it has one; nowhere if nothing of the machine is kept.
     tpm: Option<PathBuf>,
-    /// Where it is saved, if it is kept.
-    checkpoints: Option<Checkpoints>,
+    /// The library that it is kept in, if it is.
+    library: Option<Library>,
 }
 
 /// The host's ends of a machine's streams, until somebody takes them.
@@ -200,7 +200,7 @@ impl Session {
         let (serial, serial_host) = CharPort::pair().map_err(host)?;
         let (console, console_host) = CharPort::pair().map_err(host)?;
         let (debug, debug_host) = CharPort::pair().map_err(host)?;
-        let Identity { id, name, tpm, checkpoints } = identity;
+        let Identity { id, name, tpm, library } = identity;
         let (tpm_process, tpm) = match config.tpm.then(|| TpmProcess::start(tpm.as_deref())).transpose() {
             Ok(started) => started.unzip(),
             Err(source) => {
@@ -239,7 +239,7 @@ impl Session {
             hub: OnceLock::new(),
             raise: OnceLock::new(),
             typing: Mutex::default(),
-            checkpoints,
+            library,
             saving: Mutex::default(),
         };
         Ok((Arc::new(session), Streams { serial: serial_host, console: console_host, debug: debug_host }))
@@ -342,6 +342,8 @@ impl server::Host for Session {
             Request::Hello { .. }
             | Request::State
             | Request::Suspend
+            | Request::TakeSnapshot { .. }
+            | Request::DeleteSnapshot { .. }
             | Request::Screenshot { .. }
             | Request::Type { .. }
             | Request::Press { .. }
@@ -354,6 +356,8 @@ impl server::Host for Session {
     fn work(&self, request: Request, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<(), String> {
         match request {
             Request::Suspend => self.suspend(progress),
+            Request::TakeSnapshot { name, note } => self.take_snapshot(&name, &note, progress),
+            Request::DeleteSnapshot { name } => self.delete_snapshot(&name, progress),
             _ => Err("this is no work".into()),
         }
     }

@@ -12,7 +12,7 @@ use super::log::Log;
 use super::signals::Signals;
 use super::{Identity, Session, Start, Streams, launch::Announcement};
 use crate::control::server::Server;
-use crate::library::{Library, LibraryError, Machine};
+use crate::library::{self, Library, LibraryError, Machine};
 
 /// Why a machine did not run, or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -81,8 +81,9 @@ pub fn run(
     let checkpoints = machine.checkpoints();
     // What an earlier process did not finish. A folder that can't be cleaned up is no reason not to start.
     let _ = checkpoints.store().collect();
-    let suspended = match checkpoints.suspended()? {
-        Some(saved) => Some((checkpoints.load(&saved.id, &machine)?, saved.id)),
+    library::recover(&mut machine)?;
+    let suspended = match machine.goes_on_from()? {
+        Some(id) => Some((checkpoints.load(&id, &machine)?, id)),
         None => None,
     };
     let signals = Signals::take().map_err(RunError::host("take this process's signals"))?;
@@ -149,12 +150,12 @@ fn serve(
     Ok(Service { session, _server: server })
 }
 
-fn identity(machine: &Machine) -> Identity {
+fn identity(library: &Library, machine: &Machine) -> Identity {
     Identity {
         id: machine.id.clone(),
         name: machine.name.clone(),
         tpm: Some(machine.tpm()),
-        checkpoints: Some(machine.checkpoints()),
+        library: Some(library.clone()),
     }
 }
 
@@ -172,7 +173,7 @@ fn without_window(
 ) -> Result<(), RunError> {
     let log = Log::start(machine.logs().join("orangery.log")).ok();
     let (checkpoint, resumed) = suspended.unzip();
-    let start = Start { identity: identity(machine), config: &machine.resolved(), checkpoint, log };
+    let start = Start { identity: identity(library, machine), config: &machine.resolved(), checkpoint, log };
     let (session, streams) = Session::start(start, || (), |_| ()).map_err(build_error(machine))?;
     let service = match serve(machine, resumed.as_deref(), session.clone(), streams, announce) {
         Ok(service) => service,
@@ -264,7 +265,7 @@ fn with_window(
     let log = Log::start(machine.logs().join("orangery.log")).ok();
     let config = machine.resolved();
     let (checkpoint, resumed) = suspended.unzip();
-    let start = Start { identity: identity(machine), config: &config, checkpoint, log };
+    let start = Start { identity: identity(library, machine), config: &config, checkpoint, log };
     let mut options = window::options(&machine.name, &config);
     options.can_keep_running = true;
     let mut service = None;

@@ -1,10 +1,12 @@
 //! Saving a machine that runs, and going on with one that was saved.
 
-use vmm_core::vm::{CaptureError, Lifecycle, VmCommand};
+use std::sync::{MutexGuard, TryLockError};
+
+use vmm_core::vm::{Captured, DiskSwitch, Lifecycle, VmCommand};
 
 use super::Session;
 use crate::library::checkpoints::{ABOUT, About, Kind, SCREEN};
-use crate::library::{Checkpoints, Timestamp};
+use crate::library::{Checkpoints, LibraryError, Machine, Timestamp, files};
 
 /// The width of the picture that is kept with a checkpoint, pixels.
 const PICTURE_WIDTH: u32 = 320;
@@ -21,16 +23,48 @@ fn words(error: &dyn std::error::Error) -> String {
     text
 }
 
+fn said(error: impl std::error::Error) -> String {
+    words(&error)
+}
+
+type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> bool;
+
 impl Session {
+    /// The machine as the library has it, and the right to change what is saved of it.
+    fn kept(&self) -> Result<(Machine, MutexGuard<'_, ()>), String> {
+        let library = self.library.as_ref().ok_or("this machine is not kept: there is nowhere to save it")?;
+        let guard = match self.saving.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                return Err("something is being done with what is saved of it already".into());
+            }
+        };
+        Ok((library.load(&self.id).map_err(said)?, guard))
+    }
+
     /// Saves the machine and ends it. If that fails, or `progress` says no, it goes on as before.
     ///
     /// # Errors
     /// Why not, a sentence.
-    pub(super) fn suspend(&self, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<(), String> {
-        let checkpoints = self.checkpoints.as_ref().ok_or("this machine is not kept: there is nowhere to save it")?;
-        let Ok(_one) = self.saving.try_lock() else { return Err("it is being saved already".into()) };
+    pub(super) fn suspend(&self, progress: Progress<'_>) -> Result<(), String> {
+        let (machine, _guard) = self.kept()?;
         let ran = self.vm.state() == Lifecycle::Running;
-        match self.save(checkpoints, progress) {
+        let saved = (|| {
+            let about = About {
+                kind: Kind::Suspended,
+                created: Timestamp::now(),
+                name: String::new(),
+                note: String::new(),
+                parent: machine.present.clone(),
+                machine: machine.text().map_err(said)?,
+            };
+            let id = Checkpoints::new_id().map_err(said)?;
+            let last = machine.present.as_deref();
+            let captured = self.vm.capture(machine.checkpoints().store(), &id, last, false, Vec::new());
+            self.describe(captured.map_err(said)?, &about)?.write(progress).map_err(said)
+        })();
+        match saved {
             Ok(()) => {
                 self.note("Suspended.");
                 self.send(VmCommand::PowerOff)
@@ -46,32 +80,85 @@ impl Session {
         }
     }
 
-    fn save(&self, checkpoints: &Checkpoints, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<(), String> {
-        let id = Checkpoints::new_id().map_err(|error| words(&error))?;
-        let about = About { kind: Kind::Suspended, created: Timestamp::now() };
-        let captured = self.vm.capture(checkpoints.store(), &id, None, false);
-        let captured = captured.map_err(|error: CaptureError| words(&error))?;
-        let text = serde_json::to_vec_pretty(&about).map_err(|error| words(&error))?;
-        captured.add(ABOUT, &text).map_err(|error| words(&error))?;
+    /// Adds what we say of a checkpoint, and a picture of the screen.
+    fn describe(&self, captured: Captured, about: &About) -> Result<Captured, String> {
+        captured.add(ABOUT, &about.text()).map_err(said)?;
         // A screen that is off has no picture.
         let picture = self
             .screen
             .snapshot()
             .and_then(|(mode, pixels)| super::picture::png(mode, &pixels, Some(PICTURE_WIDTH)).ok());
         if let Some(picture) = picture {
-            captured.add(SCREEN, &picture.png).map_err(|error| words(&error))?;
+            captured.add(SCREEN, &picture.png).map_err(said)?;
         }
-        captured.write(progress).map_err(|error| words(&error))
+        Ok(captured)
     }
 
-    /// Goes on with a machine that was restored from the checkpoint `id`, which it does once: from here on its disks are
-    /// not what they were then.
+    /// Takes a snapshot while the guest runs.
+    ///
+    /// # Errors
+    /// Why not, a sentence. The machine runs on in any case.
+    pub(super) fn take_snapshot(&self, name: &str, note: &str, progress: Progress<'_>) -> Result<(), String> {
+        let (machine, _guard) = self.kept()?;
+        let about = machine.about_now(name, note).map_err(said)?;
+        let id = Checkpoints::new_id().map_err(said)?;
+        // Most of what the guest has written is on the disk before it is stopped.
+        for disk in machine.config.disks.iter().filter(|disk| !disk.readonly) {
+            let _ = std::fs::File::open(machine.resolve(&disk.path)).and_then(|file| file.sync_data());
+        }
+        let overlays = machine.make_overlays(&id).map_err(said)?;
+        // The new images read as the old ones do. From here on a start uses them: what the guest writes is never lost.
+        let mut changed = machine.with_overlays(&overlays);
+        let undo = |why: String| {
+            // Only where the machine goes on with the old images.
+            if machine.write().is_ok() {
+                machine.remove_overlays(&overlays);
+            }
+            why
+        };
+        changed.write().map_err(|error| undo(said(error)))?;
+        let last = machine.present.as_deref();
+        let switches = changed.switches(&overlays);
+        let captured = self.vm.capture(machine.checkpoints().store(), &id, last, true, switches);
+        let captured = captured.map_err(|error| undo(said(error)))?;
+        let stopped = captured.stopped();
+        self.describe(captured, &about)?.write(progress).map_err(said)?;
+        changed.present = Some(id);
+        changed.write().map_err(said)?;
+        self.note(&format!(
+            "Took the snapshot {:?}; the guest was stopped for {} ms.",
+            about.name,
+            stopped.as_millis()
+        ));
+        Ok(())
+    }
+
+    /// Deletes a snapshot while the guest runs.
+    ///
+    /// # Errors
+    /// Why not, a sentence.
+    pub(super) fn delete_snapshot(&self, name: &str, progress: Progress<'_>) -> Result<(), String> {
+        let (mut machine, _guard) = self.kept()?;
+        let go_on = |disks: Vec<DiskSwitch>| self.vm.switch_disks(disks).map_err(LibraryError::Machine);
+        machine.delete_snapshot(name, Some(&go_on), progress).map_err(said)?;
+        self.note(&format!("Deleted the snapshot {name:?}."));
+        Ok(())
+    }
+
+    /// Goes on with a machine that was restored from the checkpoint `id`. What it was suspended in it goes on from once:
+    /// from here on its disks are not what they were then. One that goes back to a snapshot makes new random numbers.
     ///
     /// # Errors
     /// Why not, a sentence; the checkpoint is still there.
     pub(super) fn go_on(&self, id: &str) -> Result<(), String> {
-        let checkpoints = self.checkpoints.as_ref().ok_or("this machine is not kept")?;
-        checkpoints.store().remove(id).map_err(|error| words(&error))?;
+        let (mut machine, _guard) = self.kept()?;
+        if machine.resume.as_deref() == Some(id) {
+            machine.resume = None;
+            machine.write().map_err(said)?;
+            self.send(VmCommand::NewGeneration { id: files::random_bytes().map_err(said)? })?;
+        } else {
+            machine.checkpoints().store().remove(id).map_err(said)?;
+        }
         self.send(VmCommand::Resume)
     }
 }

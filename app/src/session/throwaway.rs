@@ -95,7 +95,7 @@ fn started(throwaway: &Throwaway) -> Announcement {
 }
 
 fn beginning(throwaway: &Throwaway) -> Start<'_> {
-    let identity = Identity { id: String::new(), name: throwaway.title.clone(), tpm: None, checkpoints: None };
+    let identity = Identity { id: String::new(), name: throwaway.title.clone(), tpm: None, library: None };
     Start { identity, config: &throwaway.config, checkpoint: None, log: None }
 }
 

@@ -62,7 +62,7 @@ pub fn show(
             pointer: session.pointer.clone(),
             command: Box::new(move |command| commanded.send(command)),
             type_text: Box::new(move |text| typed.type_text(text)),
-            suspend: session.checkpoints.is_some().then_some(suspend),
+            suspend: session.library.is_some().then_some(suspend),
             events: inbox,
             requests: asked,
         })

@@ -7,7 +7,10 @@
 //!
 //! A checkpoint is written beside its place, made durable and renamed. One that is removed leaves its `memory` as long as
 //! another needs pages of it.
+//!
+//! A checkpoint that goes straight to another process on this computer, a fork, is handed over in memory ([`handover`]).
 
+mod handover;
 mod manifest;
 mod store;
 #[cfg(test)]
@@ -20,14 +23,17 @@ pub use manifest::Manifest;
 pub use store::{Draft, Store};
 
 use crate::base::{PageTable, RamCopy, Section, StateError};
+use crate::config::VmConfig;
 
 /// A checkpoint that was read: what a machine is restored from.
 pub struct Checkpoint {
-    /// What it says of itself.
-    pub manifest: Manifest,
-    /// CPUs and devices.
+    /// The machine, as it was built.
+    pub config: VmConfig,
+    /// CPUs and devices; none where the machine was off.
     pub sections: Vec<Section>,
-    /// RAM.
+    /// RAM, bytes.
+    pub size: u64,
+    /// Where RAM is.
     pub pages: PageTable,
 }
 

@@ -131,7 +131,7 @@ impl Store {
             sections.push(Section { name: entry.name.clone(), version: entry.version, bytes: bytes.to_vec() });
         }
         let pages = self.pages(id, &manifest.memory)?;
-        Ok(Checkpoint { manifest, sections, pages })
+        Ok(Checkpoint { config: manifest.config, sections, size: manifest.memory.size, pages })
     }
 
     /// Where a checkpoint's pages are.
@@ -255,9 +255,14 @@ impl Draft {
         written.map_err(host("write", &path))
     }
 
+    /// Writes a checkpoint of a machine that is off: it has its files and no state.
+    pub fn write_off(self, config: &VmConfig) -> Result<(), CheckpointError> {
+        self.finish(&[], 0, &PageTable::default(), config)
+    }
+
     /// Copies RAM, writes the rest, makes all durable, and gives it its name. `progress` says whether to go on.
     pub fn write(
-        mut self,
+        self,
         moment: Moment,
         config: &VmConfig,
         mut progress: impl FnMut(Progress) -> bool,
@@ -280,8 +285,24 @@ impl Draft {
             _ => host("write", &path)(error),
         })?;
         self.memory.sync_data().map_err(host("write", &path))?;
-        let memory = self.write_pages(size, &table)?;
-        let sections = self.write_state(&sections)?;
+        let id = self.id.clone();
+        self.finish(&sections, size, &table, config)?;
+        if let Some(running) = running {
+            running.set_name(&id);
+        }
+        Ok(())
+    }
+
+    /// Writes what is left, makes all durable and gives it its name.
+    fn finish(
+        mut self,
+        sections: &[Section],
+        size: u64,
+        table: &PageTable,
+        config: &VmConfig,
+    ) -> Result<(), CheckpointError> {
+        let memory = self.write_pages(size, table)?;
+        let sections = self.write_state(sections)?;
         let manifest = Manifest {
             format: FORMAT,
             program: env!("CARGO_PKG_VERSION").into(),
@@ -295,11 +316,7 @@ impl Draft {
         let place = self.store.path(&self.id);
         fs::rename(&self.part, &place).map_err(host("rename", &self.part))?;
         self.committed = true;
-        sync_folder(&self.store.folder)?;
-        if let Some(running) = running {
-            running.set_name(&self.id);
-        }
-        Ok(())
+        sync_folder(&self.store.folder)
     }
 
     fn write_pages(&self, size: u64, table: &PageTable) -> Result<MemoryTable, CheckpointError> {

@@ -53,7 +53,7 @@ impl Bench {
 
     fn restore(&mut self, id: &str) {
         let checkpoint = self.store.load(id).unwrap();
-        self.memory = GuestMemory::restored(checkpoint.manifest.memory.size, checkpoint.pages).unwrap();
+        self.memory = GuestMemory::restored(checkpoint.size, checkpoint.pages).unwrap();
     }
 
     fn bytes(&self) -> Vec<u8> {

@@ -11,7 +11,7 @@ use super::control::Message;
 use super::generation::Generation;
 use super::machine::{Machine, Notice};
 use super::{BuildError, Ports};
-use crate::backend::disk::{self, Disk, Medium, OpenOptions};
+use crate::backend::disk::{Disk, Medium, OpenOptions, Switch, SwitchDisk};
 use crate::backend::display::Mode;
 use crate::backend::monitor::Monitor;
 use crate::backend::net::Tap;
@@ -60,6 +60,8 @@ pub(super) struct Parts {
     pub monitor: Monitor,
     pub drives: Option<Arc<Ahci>>,
     pub generation_id: Arc<Generation>,
+    /// By number; none for those that are read-only.
+    pub disks: Vec<Option<Switch>>,
 }
 
 fn host<T>(what: &str, result: io::Result<T>) -> Result<T, BuildError> {
@@ -178,18 +180,19 @@ impl Machine {
         maker.virtio(slot::RNG, "rng", Rng::default())?;
         maker.virtio(slot::CONSOLE, "console", Console::new(ports.console))?;
         maker.virtio(slot::BALLOON, "balloon", Balloon::default())?;
-        let mut sata = cd_drives(config)?;
-        for (index, wanted) in (0u8..).zip(&config.disks) {
+        let (mut sata, mut disks) = (cd_drives(config)?, Vec::new());
+        for (index, disk) in (0u8..).zip(&config.disks) {
             let name = format!("disk{index}");
-            let options = OpenOptions { readonly: wanted.readonly, direct: wanted.cache == Cache::Auto };
-            let image = disk::open(&wanted.path, options).map_err(|source| BuildError::Host {
+            let options = OpenOptions { readonly: disk.readonly, direct: disk.cache == Cache::Auto };
+            let (image, switch) = SwitchDisk::open(&disk.path, options).map_err(|source| BuildError::Host {
                 what: format!("could not open disk {index}"),
                 source: source.into(),
             })?;
-            match wanted.bus {
-                DiskBus::Virtio => maker.virtio(slot::DISKS + index, &name, Blk::new(image, &name))?,
-                DiskBus::Sata => sata.push(Drive::Disk(image, name)),
-                DiskBus::Nvme => maker.nvme(slot::DISKS + index, &name, image, config.cpus)?,
+            disks.push((!disk.readonly).then_some(switch));
+            match disk.bus {
+                DiskBus::Virtio => maker.virtio(slot::DISKS + index, &name, Blk::new(Box::new(image), &name))?,
+                DiskBus::Sata => sata.push(Drive::Disk(Box::new(image), name)),
+                DiskBus::Nvme => maker.nvme(slot::DISKS + index, &name, Box::new(image), config.cpus)?,
             }
         }
 
@@ -229,7 +232,7 @@ impl Machine {
         }
         let fresh_chips = kvm.chips()?;
         let workers = workers.into_values().collect();
-        let parts = Parts { power, monitor, drives, generation_id };
+        let parts = Parts { power, monitor, drives, generation_id, disks };
         let machine = Machine {
             cpus,
             fresh_cpus,
@@ -251,7 +254,7 @@ impl Machine {
 
 /// The CPUs of a checkpoint, which must be as many as the machine has, and its RAM as large.
 fn saved_cpus(config: &VmConfig, checkpoint: &Checkpoint) -> Result<Vec<SavedCpu>, BuildError> {
-    if checkpoint.manifest.memory.size != config.memory_mib << 20 {
+    if checkpoint.size != config.memory_mib << 20 {
         return Err(StateError::invalid("memory", "the machine's has another size").into());
     }
     let section = |index| {

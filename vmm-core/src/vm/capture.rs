@@ -1,18 +1,34 @@
 //! A running machine's checkpoint: what is asked, and what comes of it.
 
 use std::fs::File;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::CommandError;
 use super::control::Hold;
+use crate::backend::disk::Format;
 use crate::base::{OldPages, PageTable};
 use crate::checkpoint::{CheckpointError, Draft, Moment, Store};
 use crate::config::VmConfig;
+
+/// A disk that goes on with another image, which reads the same: what it was stays as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskSwitch {
+    /// Which disk, from 0; not one that is read-only.
+    pub disk: usize,
+    /// The image.
+    pub path: PathBuf,
+    /// The image is to stand on this one from now on, which holds the same as what it stands on: its name in the image's
+    /// own folder, and its format.
+    pub onto: Option<(PathBuf, Format)>,
+}
 
 /// What the control thread needs to stop the machine for a moment.
 pub(super) struct Capture {
     /// The machine runs on at once; else it stays paused.
     pub going_on: bool,
+    /// Images that disks go on with.
+    pub disks: Vec<DiskSwitch>,
     /// Where the pages go.
     pub to: File,
     /// The layers that the store has.
@@ -67,6 +83,7 @@ pub(super) fn prepare(
     last: Option<&str>,
     size: u64,
     going_on: bool,
+    disks: Vec<DiskSwitch>,
 ) -> Result<(Draft, Capture), CheckpointError> {
     let draft = store.begin(id)?;
     let old = match last.filter(|last| store.has(last)) {
@@ -74,5 +91,5 @@ pub(super) fn prepare(
         None => None,
     };
     let to = draft.memory()?;
-    Ok((draft, Capture { going_on, to, known: store.layers()?, old }))
+    Ok((draft, Capture { going_on, disks, to, known: store.layers()?, old }))
 }

@@ -4,10 +4,11 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::capture::{self, Capture, CaptureError, Captured};
+use super::capture::{self, Capture, CaptureError, Captured, DiskSwitch};
 use super::lifecycle::{Lifecycle, Transition};
 use super::machine::{Machine, Notice};
 use super::{BuildError, CommandError, Ports, Problem, VmCommand, VmEvent};
+use crate::base::{PageTable, Section};
 use crate::checkpoint::{Checkpoint, Moment, Store};
 use crate::config::VmConfig;
 use crate::hw::Action;
@@ -19,6 +20,10 @@ pub(super) enum Message {
     Command(VmCommand, Sender<Result<(), CommandError>>),
     /// A checkpoint is wanted.
     Capture(Capture, Sender<Result<(Moment, Duration), CommandError>>),
+    /// A fork is wanted; these disks go on with other images.
+    Fork(Vec<DiskSwitch>, Sender<Result<(Vec<Section>, PageTable, Duration), CommandError>>),
+    /// These disks are to go on with other images.
+    SwitchDisks(Vec<DiskSwitch>, Sender<Result<(), CommandError>>),
     /// The checkpoint of a machine that waits for it is written, or was given up.
     Released,
     /// From the machine itself.
@@ -45,30 +50,45 @@ pub struct VmHandle {
 impl VmHandle {
     /// Asks the machine for something, and waits until it is done or refused (never long).
     pub fn send(&self, command: VmCommand) -> Result<(), CommandError> {
-        let over = || CommandError("the virtual machine has stopped".into());
-        let (sender, receiver) = mpsc::channel();
-        self.messages.send(Message::Command(command, sender)).map_err(|_| over())?;
-        receiver.recv().map_err(|_| over())?
+        self.ask(|reply| Message::Command(command, reply))
     }
 
     /// Takes the machine as it is now for a checkpoint `id` in `store`, which [`Captured::write`] makes. With `going_on`, a
     /// machine that runs goes on at once, and pages that are as in the checkpoint `last` are not written again; else it stays
-    /// paused, and can't be resumed before that is done.
+    /// paused, and can't be resumed before that is done. `disks` go on with other images from this moment on.
     pub fn capture(
         &self,
         store: &Store,
         id: &str,
         last: Option<&str>,
         going_on: bool,
+        disks: Vec<DiskSwitch>,
     ) -> Result<Captured, CaptureError> {
-        let over = || CommandError("the virtual machine has stopped".into());
         let size = self.config.memory_mib << 20;
-        let (draft, capture) = capture::prepare(store, id, last, size, going_on)?;
-        let (sender, receiver) = mpsc::channel();
-        self.messages.send(Message::Capture(capture, sender)).map_err(|_| over())?;
-        let (moment, stopped) = receiver.recv().map_err(|_| over())??;
+        let (draft, capture) = capture::prepare(store, id, last, size, going_on, disks)?;
+        let (moment, stopped) = self.ask(|reply| Message::Capture(capture, reply))?;
         let hold = (!going_on).then(|| Hold(self.messages.clone()));
         Ok(Captured { draft, moment, config: (*self.config).clone(), stopped, _hold: hold })
+    }
+
+    /// Takes the machine as it is now for another one, with which it shares RAM; it goes on at once. `disks` go on with other
+    /// images from this moment on. Says for how long the guest was stopped.
+    pub fn fork(&self, disks: Vec<DiskSwitch>) -> Result<(Checkpoint, Duration), CommandError> {
+        let (sections, pages, stopped) = self.ask(|reply| Message::Fork(disks, reply))?;
+        let (config, size) = ((*self.config).clone(), self.config.memory_mib << 20);
+        Ok((Checkpoint { config, sections, size, pages }, stopped))
+    }
+
+    /// Has disks go on with other images, which read the same. The guest is stopped for a moment.
+    pub fn switch_disks(&self, disks: Vec<DiskSwitch>) -> Result<(), CommandError> {
+        self.ask(|reply| Message::SwitchDisks(disks, reply))
+    }
+
+    fn ask<T>(&self, message: impl FnOnce(Sender<Result<T, CommandError>>) -> Message) -> Result<T, CommandError> {
+        let over = || CommandError("the virtual machine has stopped".into());
+        let (sender, receiver) = mpsc::channel();
+        self.messages.send(message(sender)).map_err(|_| over())?;
+        receiver.recv().map_err(|_| over())?
     }
 
     /// What the machine is doing.
@@ -179,6 +199,14 @@ impl<E: Fn(VmEvent)> Control<'_, E> {
                     let result = self.capture(capture);
                     let _ = reply.send(result);
                 }
+                Ok(Message::Fork(disks, reply)) => {
+                    let forked = self.at_rest(true, |machine| machine.fork(&disks));
+                    let _ = reply.send(forked.map(|((sections, pages), stopped)| (sections, pages, stopped)));
+                }
+                Ok(Message::SwitchDisks(disks, reply)) => {
+                    let switched = self.at_rest(true, |machine| machine.switch_disks(&disks));
+                    let _ = reply.send(switched.map(|((), _)| ()));
+                }
                 Ok(Message::Released) => self.held = self.held.saturating_sub(1),
                 Ok(Message::Notice(notice)) => self.notice(notice),
                 Err(_) => break,
@@ -200,6 +228,21 @@ impl<E: Fn(VmEvent)> Control<'_, E> {
 
     /// Stops the machine for a moment, or until its checkpoint is written.
     fn capture(&mut self, capture: Capture) -> Result<(Moment, Duration), CommandError> {
+        let going_on = capture.going_on;
+        let taken = self.at_rest(going_on, |machine| machine.moment(capture));
+        if !going_on && taken.is_ok() {
+            self.held += 1;
+        }
+        taken
+    }
+
+    /// Does something while nothing of the machine runs, and says how long that took. A machine that ran goes on then, or
+    /// stays paused; one that was paused stays so.
+    fn at_rest<T>(
+        &mut self,
+        going_on: bool,
+        work: impl FnOnce(&Machine) -> Result<T, CommandError>,
+    ) -> Result<(T, Duration), CommandError> {
         let began = Instant::now();
         let ran = self.state == Lifecycle::Running;
         if !ran && self.state != Lifecycle::Paused {
@@ -208,16 +251,11 @@ impl<E: Fn(VmEvent)> Control<'_, E> {
         if ran {
             self.machine.pause();
         }
-        // A machine that was paused stays so, and may be resumed before all is copied.
-        let going_on = capture.going_on;
-        let result = self.machine.moment(capture);
+        let result = work(&self.machine);
         if ran && (going_on || result.is_err()) {
             self.machine.resume();
         } else if ran {
             self.enter(Transition::Pause)?;
-        }
-        if !going_on && result.is_ok() {
-            self.held += 1;
         }
         Ok((result?, began.elapsed()))
     }

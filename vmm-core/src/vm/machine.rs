@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::boot_plan::BootPlan;
 use super::build::Parts;
-use super::capture::Capture;
+use super::capture::{Capture, DiskSwitch};
 use super::{BuildError, CommandError};
 use crate::backend::disk::Medium;
 use crate::backend::display::Mode;
-use crate::base::{Component, PageRun, Section, StateError, WorkerThread};
+use crate::base::{Component, PageRun, PageTable, Section, StateError, WorkerThread};
 use crate::boot::BootError;
 use crate::checkpoint::{Checkpoint, Moment};
 use crate::kvm::{self, ChipState, CpuSaveError, CpuState, KvmError, KvmVm, SavedCpu};
@@ -131,8 +131,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Everything at this moment: nothing of the machine runs now. RAM is still to be copied; with `going_on`, while it runs.
-    pub(super) fn moment(&self, capture: Capture) -> Result<Moment, CommandError> {
+    /// CPUs and devices as they are. Nothing of the machine runs.
+    fn save(&self) -> Result<Vec<Section>, CommandError> {
         let refused = |error: &dyn std::error::Error| CommandError(super::chain(error));
         let mut sections = vec![self.kvm.save().map_err(|e| refused(&e))?];
         for cpu in &self.cpus {
@@ -142,14 +142,70 @@ impl Machine {
         for component in &self.components {
             sections.push(component.save().map_err(|e| refused(&e))?);
         }
-        let Capture { going_on, to, known, old } = capture;
+        Ok(sections)
+    }
+
+    /// Has disks go on with other images; what they were is returned. If one can't, none does.
+    fn exchange(&self, disks: &[DiskSwitch]) -> Result<Vec<DiskSwitch>, CommandError> {
+        let mut before = Vec::new();
+        for DiskSwitch { disk, path, onto } in disks {
+            let exchanged = match self.parts.disks.get(*disk) {
+                Some(Some(switch)) => {
+                    let old = switch.path();
+                    switch.exchange(path, onto.as_ref()).map(|()| old).map_err(|error| super::chain(&error))
+                }
+                _ => Err(format!("there is no disk {disk} that could be written to")),
+            };
+            match exchanged {
+                Ok(old) => before.push(DiskSwitch { disk: *disk, path: old, onto: None }),
+                Err(why) => {
+                    self.undo(before);
+                    return Err(CommandError(why));
+                }
+            }
+        }
+        Ok(before)
+    }
+
+    /// Has disks go on with what they were.
+    fn undo(&self, before: Vec<DiskSwitch>) {
+        for DiskSwitch { disk, path, onto } in before {
+            if let Some(Some(switch)) = self.parts.disks.get(disk) {
+                // The image was open a moment ago; one that is lost fails the guest's requests.
+                let _ = switch.exchange(&path, onto.as_ref());
+            }
+        }
+    }
+
+    /// Everything at this moment, RAM in layers that this machine and another share. Nothing of the machine runs.
+    pub(super) fn fork(&self, disks: &[DiskSwitch]) -> Result<(Vec<Section>, PageTable), CommandError> {
+        let sections = self.save()?;
+        let exchanged = self.exchange(disks)?;
+        let pages = self.kvm.memory().share().map_err(|error| {
+            self.undo(exchanged);
+            CommandError(format!("the guest's memory can't be shared: {error}"))
+        })?;
+        Ok((sections, pages))
+    }
+
+    /// Has disks go on with other images while nothing of the machine runs.
+    pub(super) fn switch_disks(&self, disks: &[DiskSwitch]) -> Result<(), CommandError> {
+        self.exchange(disks).map(drop)
+    }
+
+    /// Everything at this moment: nothing of the machine runs now. RAM is still to be copied; with `going_on`, while it runs.
+    pub(super) fn moment(&self, capture: Capture) -> Result<Moment, CommandError> {
+        let sections = self.save()?;
+        let Capture { going_on, disks, to, known, old } = capture;
+        let exchanged = self.exchange(&disks)?;
         let (memory, base) = (self.kvm.memory(), self.kvm.memory().layers());
         let nowhere = |layer: &crate::base::Layer| layer.name().is_none_or(|name| !known.iter().any(|k| k == name));
         let more: Vec<PageRun> = base.iter().filter(|(_, layer)| nowhere(layer)).map(|(run, _)| run).collect();
         let (pages, old) = old.unzip();
-        let (copy, layer) = memory
-            .copy(going_on, &more, pages, to)
-            .map_err(|error| CommandError(format!("the guest's memory can't be copied: {error}")))?;
+        let (copy, layer) = memory.copy(going_on, &more, pages, to).map_err(|error| {
+            self.undo(exchanged);
+            CommandError(format!("the guest's memory can't be copied: {error}"))
+        })?;
         Ok(Moment { sections, size: memory.size(), copy, base, old: old.unwrap_or_default(), layer })
     }
 

@@ -11,7 +11,7 @@ mod machine;
 
 use std::path::PathBuf;
 
-pub use capture::{CaptureError, Captured};
+pub use capture::{CaptureError, Captured, DiskSwitch};
 pub use control::VmHandle;
 pub use lifecycle::Lifecycle;
 

@@ -15,6 +15,7 @@ mod pool;
 mod power;
 mod qcow2;
 mod raw;
+mod switch;
 #[cfg(test)]
 mod tests;
 mod uring;
@@ -29,12 +30,13 @@ pub use image::{OpenError, OpenOptions};
 pub use medium::{BLOCK, Medium};
 #[cfg(any(test, feature = "testkit"))]
 pub use memory::{Control, MemoryDisk};
-pub use open::{Format, detect, open, open_as};
+pub use open::{Facts, Format, detect, facts, open, open_as};
 pub use qcow2::{
-    CreateError, CreateOptions, Findings, FormatError, Merge, Qcow2Disk, Roots, check, commit, create, create_overlay,
-    rebase_header, repair_file,
+    CreateError, CreateOptions, Findings, FormatError, Merge as MergeError, Qcow2Disk, Roots, check, commit, create,
+    create_overlay, rebase_header, repair_file,
 };
 pub use raw::RawDisk;
+pub use switch::{Switch, SwitchDisk};
 
 /// Bytes in the unit that all sizes and offsets are multiples of.
 pub const SECTOR: u64 = 512;

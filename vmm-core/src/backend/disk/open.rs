@@ -1,13 +1,14 @@
 //! Opens a disk of whichever format it has.
 
 use std::fs::File;
+use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::Disk;
 use super::image::{OpenError, OpenOptions};
 use super::qcow2::{self, Qcow2Disk, Roots};
 use super::raw::RawDisk;
+use super::{Disk, SECTOR};
 
 /// What a file is to a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +31,32 @@ pub fn detect(path: &Path) -> Result<Format, OpenError> {
     }
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(host)?;
     Ok(if qcow2::is_qcow2_file(&file) { Format::Qcow2 } else { Format::Raw })
+}
+
+/// What a disk's image says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// What it is.
+    pub format: Format,
+    /// Bytes of the disk.
+    pub size: u64,
+    /// The file that it stands on, as it names it.
+    pub backing: Option<String>,
+}
+
+/// Reads what an image says of itself. Takes no lock: whoever uses it may be changing it.
+pub fn facts(path: &Path) -> Result<Facts, OpenError> {
+    let format = detect(path)?;
+    let (size, backing) = match format {
+        Format::Qcow2 => qcow2::size_and_backing(path)?,
+        Format::Raw => {
+            let host = |source| OpenError::Host { action: "measure", path: path.into(), source };
+            let mut file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(host)?;
+            // A block device has no length but an end.
+            (file.seek(SeekFrom::End(0)).map_err(host)?.next_multiple_of(SECTOR), None)
+        }
+    };
+    Ok(Facts { format, size, backing })
 }
 
 /// Opens and locks a disk of whichever format it has, and all that it stands on (in its own folder or that machine's).

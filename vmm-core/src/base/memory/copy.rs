@@ -13,7 +13,7 @@ use super::{GuestMemory, PAGE, PageRun, PageTable};
 /// The most that is written at once, pages.
 const CHUNK: u64 = 256;
 /// Clean pages between two that changed that are copied with them, so that a layer has fewer, longer runs.
-const GAP: u64 = 4;
+pub(super) const GAP: u64 = 4;
 
 /// What became of a run of pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -287,12 +287,12 @@ impl Child<'_> {
     }
 }
 
-/// Joins runs that have no more than [`GAP`] pages between them.
-pub(super) fn gather(runs: &[PageRun]) -> Vec<PageRun> {
+/// Joins runs that have no more than `gap` pages between them.
+pub(super) fn gather(runs: &[PageRun], gap: u64) -> Vec<PageRun> {
     let mut gathered: Vec<PageRun> = Vec::new();
     for run in runs {
         match gathered.last_mut() {
-            Some(last) if run.first - last.end() <= GAP => last.count = run.end() - last.first,
+            Some(last) if run.first - last.end() <= gap => last.count = run.end() - last.first,
             _ => gathered.push(*run),
         }
     }
@@ -347,7 +347,7 @@ fn is_zero(page: &[u8]) -> bool {
 
 /// # Safety
 /// `len` bytes at `bytes` are mapped.
-unsafe fn write_all(to: RawFd, bytes: *const u8, len: usize, offset: u64) -> Result<(), i32> {
+pub(super) unsafe fn write_all(to: RawFd, bytes: *const u8, len: usize, offset: u64) -> Result<(), i32> {
     let mut done = 0;
     while done < len {
         // SAFETY: the rest of what the caller promises.

@@ -106,6 +106,14 @@ impl Mapping {
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
+    /// Writes a run's pages to a file, at the same place. Nobody writes to them meanwhile.
+    pub fn write(&self, run: PageRun, file: &File) -> io::Result<()> {
+        let (start, len) = self.place(run).ok_or(io::ErrorKind::InvalidInput)?;
+        // SAFETY: the run is inside this mapping.
+        let written = unsafe { super::copy::write_all(file.as_raw_fd(), start, len, run.first * PAGE) };
+        written.map_err(io::Error::from_raw_os_error)
+    }
+
     /// Reads a run's pages from a file, the same ones counted from its start.
     pub fn read(&self, run: PageRun, file: &File) -> io::Result<()> {
         let (start, len) = self.place(run).ok_or(io::ErrorKind::InvalidInput)?;

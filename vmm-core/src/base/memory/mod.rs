@@ -168,14 +168,44 @@ impl GuestMemory {
             let mut runs = self.changed()?;
             runs.extend_from_slice(more);
             runs.sort_unstable_by_key(|run| run.first);
-            return Ok((RamCopy::of_machine(self, copy::gather(&union(&runs)), old, to), None));
+            return Ok((RamCopy::of_machine(self, copy::gather(&union(&runs), copy::GAP), old, to), None));
         }
         let Some((layer, before)) = self.freeze()? else {
             return Ok((RamCopy::by_process(&self.ram.mapping, union(more), old, to)?, None));
         };
         let ram = Mapping::shared(&layer.file, self.size as usize)?;
         let runs = data(&layer.file, self.size)?;
-        Ok((RamCopy::of_file(ram, before, copy::gather(&runs), to), Some(layer)))
+        Ok((RamCopy::of_file(ram, before, copy::gather(&runs, copy::GAP), to), Some(layer)))
+    }
+
+    /// RAM as it is now, as layers that another machine can start from. Nobody uses RAM meanwhile; afterwards this one is
+    /// copy-on-write of them as well. Takes as long as copying what was written since the last time.
+    pub fn share(&self) -> io::Result<PageTable> {
+        if let Some((_, before)) = self.freeze()? {
+            // Unmapping takes its time, and nobody waits for it.
+            let _ = std::thread::Builder::new().name("unmap".into()).spawn(move || drop(before));
+            return Ok(self.layers());
+        }
+        let (changed, to) = (self.changed()?, mapping::memory_file(self.size)?);
+        let mut gap = copy::GAP;
+        let mut runs = copy::gather(&changed, gap);
+        while runs.len() > MAX_MAPPINGS / 4 {
+            gap *= 2;
+            runs = copy::gather(&changed, gap);
+        }
+        for &run in &runs {
+            self.ram.mapping.write(run, &to)?;
+        }
+        let layer = Layer::new(to);
+        let mut pages = self.pages();
+        if let Pages::CopyOnWrite(table) = &mut *pages {
+            for &run in &runs {
+                self.ram.mapping.copy_on_write(run, &layer.file)?;
+                table.set(run, &layer);
+            }
+        }
+        drop(pages);
+        Ok(self.layers())
     }
 
     /// Makes RAM that is a file of its own copy-on-write of that file, which never changes from now on. Nobody uses RAM

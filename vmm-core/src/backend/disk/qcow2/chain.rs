@@ -92,6 +92,19 @@ pub fn is_qcow2_file(file: &File) -> bool {
     file.read_exact_at(&mut start, 0).is_ok() && is_qcow2(&start)
 }
 
+/// Bytes of the disk of an image, and the name of what it stands on. Takes no lock.
+pub fn size_and_backing(path: &Path) -> Result<(u64, Option<String>), OpenError> {
+    let host = |source| OpenError::Host { action: "read", path: path.into(), source };
+    let file = File::open(path).map_err(host)?;
+    let read = |len: usize| {
+        let mut bytes = vec![0; len];
+        file.read_exact_at(&mut bytes, 0).map(|()| bytes).map_err(host)
+    };
+    let format = |error: FormatError| Trouble::from(error).on(path);
+    let header = Header::parse(&read(Header::cluster_size(&read(512)?).map_err(format)?)?).map_err(format)?;
+    Ok((header.size, header.backing))
+}
+
 /// The header and the table of level 1 of an image that is open.
 pub fn read_tables(image: &Image) -> Result<(Header, Map), Trouble> {
     let start = image.read_aligned(0, 512).map_err(reading)?;

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use chain::Roots;
-pub(super) use chain::is_qcow2_file;
+pub(super) use chain::{is_qcow2_file, size_and_backing};
 pub use commit::{Merge, commit};
 pub use create::{CreateError, CreateOptions, create, create_overlay, rebase_header};
 pub use format::FormatError;

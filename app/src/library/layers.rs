@@ -1,0 +1,338 @@
+//! The images of a machine's disks. A snapshot leaves them as they are, and the machine goes on with new ones that stand on
+//! them; what no snapshot and no present needs is removed or merged.
+//!
+//! Images that never change may have another name in another machine's folder, as a clone's do: one with several names is
+//! never written to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::{Deserialize, Serialize};
+use vmm_core::backend::disk::{self, CreateError, CreateOptions, MergeError, OpenError};
+use vmm_core::vm::DiskSwitch;
+
+use super::{LibraryError, Machine, files};
+
+/// The folder of a machine's own disks.
+pub const FOLDER: &str = "disks";
+/// What is still to be done of a merge whose bytes are moved.
+const JOURNAL: &str = "merge.json";
+
+/// Why a disk's image can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskImageError {
+    /// It can't be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// It can't be made or changed.
+    #[error(transparent)]
+    Create(#[from] CreateError),
+    /// It can't be merged.
+    #[error(transparent)]
+    Merge(#[from] MergeError),
+}
+
+/// A new image for a disk, which stands on what the disk was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overlay {
+    /// Which disk, from 0.
+    pub disk: usize,
+    /// Its file, relative to the machine's folder.
+    pub path: PathBuf,
+    /// The file that it stands on, relative to the machine's folder.
+    pub below: PathBuf,
+}
+
+fn image<E: Into<DiskImageError>>(error: E) -> LibraryError {
+    LibraryError::Image(error.into())
+}
+
+impl Machine {
+    /// Makes new images for the disks that can be written, of checkpoint `id`; nothing uses them yet.
+    ///
+    /// # Errors
+    /// A disk lies outside of the machine's folder, or the host has no room. None is made then.
+    pub(crate) fn make_overlays(&self, id: &str) -> Result<Vec<Overlay>, LibraryError> {
+        let mut made = Vec::new();
+        for (index, disk) in self.config.disks.iter().enumerate().filter(|(_, disk)| !disk.readonly) {
+            let overlay = self.make_overlay(index, &disk.path, id);
+            match overlay {
+                Ok(overlay) => made.push(overlay),
+                Err(error) => {
+                    self.remove_overlays(&made);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(made)
+    }
+
+    fn make_overlay(&self, index: usize, below: &Path, id: &str) -> Result<Overlay, LibraryError> {
+        let file = self.resolve(below);
+        if file.parent() != Some(&self.folder().join(FOLDER)) {
+            return Err(LibraryError::OutsideDisk { name: self.name.clone(), disk: index, path: file });
+        }
+        let facts = disk::facts(&file).map_err(image)?;
+        let name = format!("disk-{index}-{}.qcow2", id.get(..12).unwrap_or(id));
+        let path = Path::new(FOLDER).join(name);
+        let backing = file.file_name().map(PathBuf::from).unwrap_or_default();
+        let options = CreateOptions::overlay(facts.size);
+        disk::create_overlay(&self.resolve(&path), &backing, facts.format, options).map_err(image)?;
+        Ok(Overlay { disk: index, path, below: Path::new(FOLDER).join(backing) })
+    }
+
+    /// Removes images that nothing uses after all.
+    pub(crate) fn remove_overlays(&self, overlays: &[Overlay]) {
+        for overlay in overlays {
+            // One that stays is removed when the machine is tidied up.
+            let _ = std::fs::remove_file(self.resolve(&overlay.path));
+        }
+    }
+
+    /// The same machine with these images in the place of what they stand on.
+    pub(crate) fn with_overlays(&self, overlays: &[Overlay]) -> Machine {
+        let mut machine = self.clone();
+        for overlay in overlays {
+            if let Some(disk) = machine.config.disks.get_mut(overlay.disk) {
+                disk.path.clone_from(&overlay.path);
+            }
+        }
+        machine
+    }
+}
+
+/// Finishes a merge that was interrupted. The caller has the lock of the machine, which does not run.
+///
+/// # Errors
+/// The host refuses something.
+pub fn recover(machine: &mut Machine) -> Result<(), LibraryError> {
+    finish_merge(machine, None)
+}
+
+/// What is still to be done of a merge: what stood on `from` is to stand on `into`, which holds the same.
+#[derive(Debug, Serialize, Deserialize)]
+struct Journal {
+    from: String,
+    into: String,
+}
+
+/// The images in a machine's folder of disks, and what stands on what.
+struct Images {
+    folder: PathBuf,
+    /// By name: what it stands on, in this folder.
+    below: BTreeMap<String, Option<String>>,
+}
+
+/// Whether a file is one that [`Machine::make_overlays`] makes: nothing else is ever removed or merged.
+fn is_overlay(name: &str) -> bool {
+    name.starts_with("disk-") && name.ends_with(".qcow2") && name.matches('-').count() == 2
+}
+
+impl Images {
+    fn read(machine: &Machine) -> Result<Images, LibraryError> {
+        let folder = machine.folder().join(FOLDER);
+        let mut below = BTreeMap::new();
+        let entries = match std::fs::read_dir(&folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Images { folder, below }),
+            entries => entries.map_err(LibraryError::io("read", &folder))?,
+        };
+        for entry in entries.flatten() {
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            if !entry.path().is_file() || name == JOURNAL || name.starts_with('.') {
+                continue;
+            }
+            // A file that is no image stands on nothing.
+            let facts = disk::facts(&entry.path()).ok();
+            let backing = facts.and_then(|facts| facts.backing).and_then(|backing| {
+                let plain = !backing.contains('/') && folder.join(&backing).is_file();
+                plain.then_some(backing)
+            });
+            below.insert(name, backing);
+        }
+        Ok(Images { folder, below })
+    }
+
+    /// What these stand on, and they themselves.
+    fn closure(&self, roots: &BTreeSet<String>) -> BTreeSet<String> {
+        let mut needed = BTreeSet::new();
+        let mut open: Vec<&String> = roots.iter().collect();
+        while let Some(name) = open.pop() {
+            if let Some(below) = self.below.get(name)
+                && needed.insert(name.clone())
+            {
+                open.extend(below);
+            }
+        }
+        needed
+    }
+
+    fn standing_on(&self, name: &str) -> Vec<String> {
+        let on = self.below.iter().filter(|(_, below)| below.as_deref() == Some(name));
+        on.map(|(above, _)| above.clone()).collect()
+    }
+
+    /// Whether it has this name alone, and may be written to.
+    fn is_own(&self, name: &str) -> bool {
+        std::fs::metadata(self.folder.join(name)).is_ok_and(|meta| meta.nlink() == 1)
+    }
+
+    /// Two images that can be one: the lower is needed by the upper alone. Those in `fresh` are left as they are.
+    fn mergeable(&self, used: &BTreeSet<String>, fresh: &BTreeSet<String>) -> Option<(String, String)> {
+        self.below.iter().filter(|(upper, _)| !fresh.contains(*upper)).find_map(|(upper, lower)| {
+            let lower = lower.as_ref()?;
+            let above = self.standing_on(upper);
+            let fits = !used.contains(lower)
+                && self.standing_on(lower).len() == 1
+                && is_overlay(upper)
+                && [upper, lower].into_iter().chain(&above).all(|name| self.is_own(name));
+            fits.then(|| (upper.clone(), lower.clone()))
+        })
+    }
+}
+
+/// The names of the images that a machine's disks are, those in its folder.
+fn names(machine: &Machine) -> impl Iterator<Item = String> + '_ {
+    machine.config.disks.iter().filter_map(|disk| {
+        let name = disk.path.strip_prefix(FOLDER).ok()?.to_str()?;
+        Some(name.to_string())
+    })
+}
+
+/// A machine that runs meanwhile: has its disks go on with other images.
+pub(crate) type GoOn<'a> = &'a dyn Fn(Vec<DiskSwitch>) -> Result<(), LibraryError>;
+
+impl Machine {
+    /// What a running machine is told, so that its disks go on with these.
+    pub(crate) fn switches(&self, overlays: &[Overlay]) -> Vec<DiskSwitch> {
+        let switch =
+            |overlay: &Overlay| DiskSwitch { disk: overlay.disk, path: self.resolve(&overlay.path), onto: None };
+        overlays.iter().map(switch).collect()
+    }
+}
+
+/// Removes images that nothing needs, and merges those that only one other needs. The caller holds the machine. `running`
+/// has the disks of a machine that runs go on with other images.
+///
+/// Interrupted at any instant, it is done again the next time.
+///
+/// # Errors
+/// The host refuses something, or `cancel` was set. What is needed is there in any case.
+pub(crate) fn tidy(
+    machine: &mut Machine,
+    running: Option<GoOn<'_>>,
+    progress: &mut dyn FnMut(u64, u64) -> bool,
+) -> Result<(), LibraryError> {
+    let checkpoints = machine.checkpoints();
+    finish_merge(machine, running)?;
+    if !checkpoints.can_be_read()? {
+        // One that nobody can read may need anything.
+        return Ok(());
+    }
+    // Images that the guest has written to only since this began. They stay: to merge one would take another.
+    let mut fresh = BTreeSet::new();
+    loop {
+        let images = Images::read(machine)?;
+        let present: BTreeSet<String> = names(machine).collect();
+        let mut used = present.clone();
+        for saved in checkpoints.list()? {
+            used.extend(names(&saved.machine(machine)?));
+        }
+        let needed = images.closure(&used);
+        for name in images.below.keys().filter(|name| is_overlay(name) && !needed.contains(*name)) {
+            let path = images.folder.join(name);
+            std::fs::remove_file(&path).map_err(LibraryError::io("remove", &path))?;
+        }
+        let images = Images::read(machine)?;
+        let Some((upper, lower)) = images.mergeable(&used, &fresh) else { return Ok(()) };
+        if present.contains(&upper)
+            && let Some(go_on) = running
+        {
+            // The guest writes to it: it goes on with another, and this one stays as it is.
+            let id = super::Checkpoints::new_id()?;
+            let overlays = machine.make_overlays(&id)?;
+            let changed = machine.with_overlays(&overlays);
+            changed.write()?;
+            if let Err(error) = go_on(changed.switches(&overlays)) {
+                machine.write()?;
+                machine.remove_overlays(&overlays);
+                return Err(error);
+            }
+            *machine = changed;
+            fresh.extend(names(machine));
+        }
+        let cancel = AtomicBool::new(false);
+        let [from, into] = [&upper, &lower].map(|name| images.folder.join(name));
+        let mut told = |done: u64, total: u64| {
+            if !progress(done, total) {
+                cancel.store(true, Ordering::Relaxed);
+            }
+        };
+        let format = disk::facts(&into).map_err(image)?.format;
+        match disk::commit(&from, &into, format, &mut told, &cancel) {
+            Err(MergeError::Cancelled) => return Err(LibraryError::Cancelled),
+            merged => merged.map_err(image)?,
+        }
+        let journal = serde_json::to_vec(&Journal { from: upper, into: lower }).unwrap_or_default();
+        let path = images.folder.join(JOURNAL);
+        files::write_atomic(&path, &journal).map_err(LibraryError::io("write", &path))?;
+        finish_merge(machine, running)?;
+    }
+}
+
+/// Has everything that stood on a merged image, or was it, use the one that it was merged into. The caller holds the machine.
+///
+/// # Errors
+/// The host refuses something.
+pub(crate) fn finish_merge(machine: &mut Machine, running: Option<GoOn<'_>>) -> Result<(), LibraryError> {
+    let folder = machine.folder().join(FOLDER);
+    let path = folder.join(JOURNAL);
+    let Ok(text) = std::fs::read(&path) else { return Ok(()) };
+    let Ok(Journal { from, into }) = serde_json::from_slice(&text) else {
+        return std::fs::remove_file(&path).map_err(LibraryError::io("remove", &path));
+    };
+    let images = Images::read(machine)?;
+    if images.below.contains_key(&from) && images.below.contains_key(&into) {
+        let format = disk::facts(&folder.join(&into)).map_err(image)?.format;
+        for above in images.standing_on(&from) {
+            let path = Path::new(FOLDER).join(&above);
+            match (running, machine.config.disks.iter().position(|disk| disk.path == path)) {
+                // The guest writes to it at this moment.
+                (Some(go_on), Some(disk)) => {
+                    let onto = Some((PathBuf::from(&into), format));
+                    go_on(vec![DiskSwitch { disk, path: machine.resolve(&path), onto }])?;
+                }
+                _ => disk::rebase_header(&folder.join(above), Some((Path::new(&into), format))).map_err(image)?,
+            }
+        }
+        let rename = |machine: &mut Machine| {
+            let mut changed = false;
+            for disk in &mut machine.config.disks {
+                if disk.path == Path::new(FOLDER).join(&from) {
+                    disk.path = Path::new(FOLDER).join(&into);
+                    changed = true;
+                }
+            }
+            changed
+        };
+        let checkpoints = machine.checkpoints();
+        for mut saved in checkpoints.list()? {
+            let mut then = saved.machine(machine)?;
+            if rename(&mut then) {
+                saved.about.machine = then.text()?;
+                checkpoints.describe(&saved.id, &saved.about)?;
+            }
+        }
+        if rename(machine) {
+            machine.write()?;
+        }
+        let from = folder.join(&from);
+        std::fs::remove_file(&from).map_err(LibraryError::io("remove", &from))?;
+    }
+    std::fs::remove_file(&path).map_err(LibraryError::io("remove", &path))
+}
+
+#[cfg(test)]
+#[path = "layers_tests.rs"]
+mod tests;

@@ -1,0 +1,254 @@
+//! Snapshots: points in a machine's life that it can go back to, in a tree. Each has the machine's file as it was, its disks'
+//! images, which stay as they were, and, of a machine that ran, its RAM.
+//!
+//! Whoever changes anything here holds the machine: the process that runs it, or one that has its lock.
+
+use std::path::{Path, PathBuf};
+
+use super::checkpoints::{ABOUT, About, Kind};
+use super::layers::{self, GoOn};
+use super::{Checkpoints, LibraryError, Machine, Saved, Timestamp, files, name};
+use vmm_core::config::Boot;
+
+/// The folder of the TPM's state in a snapshot of a machine that was off, and the file of its UEFI variables.
+const TPM: &str = "tpm";
+const VARIABLES: &str = "nvram.fd";
+
+/// A snapshot as a person sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its name for programs.
+    pub id: String,
+    /// What it is called.
+    pub name: String,
+    /// What was written of it.
+    pub note: String,
+    /// When it was taken.
+    pub created: Timestamp,
+    /// What it came after.
+    pub parent: Option<String>,
+    /// It has RAM: the machine ran.
+    pub running: bool,
+    /// What its own files take on the host, bytes: RAM, and the images that stand still with it.
+    pub size: u64,
+    /// The present stands on it.
+    pub is_present: bool,
+}
+
+impl Machine {
+    /// Its snapshots, the oldest first.
+    ///
+    /// # Errors
+    /// The folder can't be read.
+    pub fn snapshots(&self) -> Result<Vec<Snapshot>, LibraryError> {
+        let checkpoints = self.checkpoints();
+        let all = checkpoints.list()?;
+        let snapshot = |saved: Saved| {
+            let path = checkpoints.store().path(&saved.id);
+            let then = saved.machine(self).ok();
+            let disks = then.iter().flat_map(|then| &then.config.disks).map(|disk| used(&self.resolve(&disk.path)));
+            Snapshot {
+                running: has_ram(&path),
+                size: files_of(&path).iter().map(|file| used(file)).chain(disks).sum(),
+                is_present: self.present.as_ref() == Some(&saved.id),
+                id: saved.id,
+                name: saved.about.name,
+                note: saved.about.note,
+                created: saved.about.created,
+                parent: saved.about.parent,
+            }
+        };
+        Ok(all.into_iter().filter(|saved| saved.about.kind == Kind::Snapshot).map(snapshot).collect())
+    }
+
+    /// The snapshot of this name or id; of several with one name the youngest.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn snapshot(&self, wanted: &str) -> Result<Saved, LibraryError> {
+        let fits = |saved: &Saved| {
+            saved.about.kind == Kind::Snapshot && (saved.id == wanted || name::same(&saved.about.name, wanted.trim()))
+        };
+        let missing = || LibraryError::NoSnapshot { machine: self.name.clone(), name: wanted.into() };
+        self.checkpoints().list()?.into_iter().rfind(fits).ok_or_else(missing)
+    }
+
+    /// What is said of a snapshot that is taken now.
+    ///
+    /// # Errors
+    /// The name is none.
+    pub(crate) fn about_now(&self, name: &str, note: &str) -> Result<About, LibraryError> {
+        Ok(About {
+            kind: Kind::Snapshot,
+            created: Timestamp::now(),
+            name: name::check(name)?,
+            note: note.trim().into(),
+            parent: self.present.clone(),
+            machine: self.text()?,
+        })
+    }
+
+    /// Takes a snapshot of the machine, which is off. The caller has its lock.
+    ///
+    /// # Errors
+    /// The name is none, a disk can't be part of it, or the host has no room. The machine is what it was then.
+    pub fn take_snapshot(&mut self, name: &str, note: &str) -> Result<String, LibraryError> {
+        let checkpoints = self.checkpoints();
+        let about = self.about_now(name, note)?;
+        let id = Checkpoints::new_id()?;
+        let overlays = self.make_overlays(&id)?;
+        let written = (|| {
+            let draft = checkpoints.store().begin(&id)?;
+            draft.add(ABOUT, &about.text())?;
+            for (name, path) in self.loose_files()? {
+                let bytes = std::fs::read(&path).map_err(LibraryError::io("read", &path))?;
+                draft.add(&name, &bytes)?;
+            }
+            Ok(draft.write_off(&self.resolved())?)
+        })();
+        if let Err(error) = written {
+            self.remove_overlays(&overlays);
+            return Err(error);
+        }
+        let mut changed = self.with_overlays(&overlays);
+        changed.present = Some(id.clone());
+        changed.write()?;
+        *self = changed;
+        Ok(id)
+    }
+
+    /// Files beside the disks that a machine that is off keeps: its UEFI variables and its TPM's state.
+    fn loose_files(&self) -> Result<Vec<(String, PathBuf)>, LibraryError> {
+        let mut loose = Vec::new();
+        if let Some(path) = self.variables().filter(|path| path.is_file()) {
+            loose.push((VARIABLES.to_string(), path));
+        }
+        for path in files_of(&self.tpm()) {
+            if let Some(name) = path.file_name().and_then(|name| name.to_str()).filter(|name| name.starts_with("tpm2-"))
+            {
+                loose.push((format!("{TPM}-{name}"), path.clone()));
+            }
+        }
+        Ok(loose)
+    }
+
+    fn variables(&self) -> Option<PathBuf> {
+        match &self.config.boot {
+            Boot::Uefi { variables: Some(path), .. } => Some(self.resolve(path)),
+            _ => None,
+        }
+    }
+
+    /// Goes back to a snapshot: what the machine is now is given up, but for its name. Its next start goes on from there. The
+    /// caller has its lock.
+    ///
+    /// # Errors
+    /// The snapshot can't be used, or the host has no room. The machine is what it was then.
+    pub fn restore_snapshot(&mut self, wanted: &str) -> Result<(), LibraryError> {
+        let saved = self.snapshot(wanted)?;
+        let checkpoints = self.checkpoints();
+        let path = checkpoints.store().path(&saved.id);
+        let running = has_ram(&path);
+        // What can't be read is found before anything is given up.
+        checkpoints.store().load(&saved.id)?;
+        let mut then = saved.machine(self)?;
+        (then.id, then.name, then.created) = (self.id.clone(), self.name.clone(), self.created);
+        let overlays = then.make_overlays(&Checkpoints::new_id()?)?;
+        let mut changed = then.with_overlays(&overlays);
+        changed.present = Some(saved.id.clone());
+        changed.resume = running.then(|| saved.id.clone());
+        if let Err(error) = changed.write() {
+            self.remove_overlays(&overlays);
+            return Err(error);
+        }
+        if !running {
+            changed.take_loose_files(&path)?;
+        }
+        checkpoints.discard_suspended()?;
+        *self = changed;
+        Ok(())
+    }
+
+    /// Puts the files of a snapshot in the place of the machine's own.
+    fn take_loose_files(&self, from: &Path) -> Result<(), LibraryError> {
+        let copy = |from: &Path, to: &Path| {
+            let bytes = std::fs::read(from).map_err(LibraryError::io("read", from))?;
+            files::write_atomic(to, &bytes).map_err(LibraryError::io("write", to))
+        };
+        if let Some(to) = self.variables() {
+            let kept = from.join(VARIABLES);
+            match kept.is_file() {
+                true => copy(&kept, &to)?,
+                // It had none yet.
+                false if to.is_file() => std::fs::remove_file(&to).map_err(LibraryError::io("remove", &to))?,
+                false => {}
+            }
+        }
+        for kept in files_of(from) {
+            let name = kept.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix("tpm-"));
+            if let Some(name) = name {
+                copy(&kept, &self.tpm().join(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes a snapshot; what came after it comes after its parent then. Its disks' images are merged with what stands on
+    /// them: that takes time, may be given up, and is done the next time then. `running` has the disks of a machine that runs go
+    /// on with other images.
+    ///
+    /// # Errors
+    /// There is none of that name, or the host refuses something. Whatever happens, all other states are what they were.
+    pub(crate) fn delete_snapshot(
+        &mut self,
+        wanted: &str,
+        running: Option<GoOn<'_>>,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<(), LibraryError> {
+        let saved = self.snapshot(wanted)?;
+        let checkpoints = self.checkpoints();
+        for mut child in checkpoints.list()? {
+            if child.about.parent.as_ref() == Some(&saved.id) {
+                child.about.parent.clone_from(&saved.about.parent);
+                checkpoints.describe(&child.id, &child.about)?;
+            }
+        }
+        if self.present.as_ref() == Some(&saved.id) {
+            self.present.clone_from(&saved.about.parent);
+            if self.resume.as_ref() == Some(&saved.id) {
+                self.resume = None;
+            }
+            self.write()?;
+        }
+        checkpoints.store().remove(&saved.id)?;
+        layers::tidy(self, running, progress)
+    }
+
+    /// [`Machine::delete_snapshot`] of a machine that does not run. The caller has its lock.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn delete_snapshot_at_rest(
+        &mut self,
+        wanted: &str,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<(), LibraryError> {
+        self.delete_snapshot(wanted, None, progress)
+    }
+}
+
+fn has_ram(checkpoint: &Path) -> bool {
+    std::fs::metadata(checkpoint.join("state")).is_ok_and(|meta| meta.len() > 0)
+}
+
+/// The files in a folder; none where there is no folder.
+fn files_of(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect()
+}
+
+/// What a file takes on the host, bytes.
+fn used(file: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(file).map_or(0, |meta| meta.blocks() * 512)
+}
