@@ -130,6 +130,10 @@ impl Registers {
         if was & CC_ENABLE != 0 && value & CC_ENABLE == 0 {
             self.reset = true;
         }
+        if was & CC_ENABLE == 0 && value & CC_ENABLE != 0 {
+            // One that was shut down while it was disabled was reset before, and starts afresh (§3.1.6, SHST).
+            self.status &= !CSTS_SHUTDOWN;
+        }
         if was & CC_SHUTDOWN == 0 && value & CC_SHUTDOWN != 0 && self.status & CSTS_SHUTDOWN == 0 {
             self.status |= CSTS_SHUTTING_DOWN;
             ring = true;

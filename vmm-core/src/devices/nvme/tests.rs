@@ -613,6 +613,20 @@ fn logs_tell_what_happened_and_are_read_in_parts() {
 }
 
 #[test]
+fn a_controller_that_was_shut_down_while_disabled_can_be_enabled() {
+    let (mut guest, _) = started();
+    guest.disable();
+    guest.write(0x14, 0x4000);
+    guest.run();
+    assert_eq!(guest.read(0x1c), 8, "shut down");
+    guest.write(0x14, 0);
+    guest.run();
+    guest.start(8);
+    let at = guest.alloc(4096);
+    assert_eq!(guest.ask(1, io(READ, 0, 1, [at, 0])).status, 0);
+}
+
+#[test]
 fn a_failing_host_fails_commands_and_is_complained_of_once() {
     let (mut guest, control) = started();
     let at = guest.alloc(4096);
