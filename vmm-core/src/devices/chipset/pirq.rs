@@ -1,5 +1,6 @@
 //! The interrupt router of the ICH9 (§5.8.6): the INTx pins of all functions share eight lines, PIRQ A to H, which
-//! reach I/O APIC inputs 16 to 23 and, where the guest routes them so, the PIC.
+//! reach I/O APIC inputs 16 to 23 and, where the guest routes them so, the PIC, there beside the devices whose interrupts
+//! are fixed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,6 +12,8 @@ use crate::hw::IrqLine;
 pub(super) const OFF: u8 = 0x80;
 /// The first I/O APIC input of the eight.
 const FIRST_GSI: u32 = 16;
+/// The PICs' interrupts.
+const ISA_IRQS: usize = 16;
 /// The PIC interrupts that a routing register may name (§13.1.17).
 const PIC_IRQS: [u8; 11] = [3, 4, 5, 6, 7, 9, 10, 11, 12, 14, 15];
 
@@ -23,21 +26,24 @@ pub struct Pirq {
 struct State {
     /// How many sources assert each PIRQ.
     asserted: [usize; 8],
+    /// How many devices of their own assert each of interrupts 0 to 15.
+    fixed: [usize; ISA_IRQS],
     /// The routing registers.
     routes: [u8; 8],
 }
 
 impl State {
-    /// Whether any PIRQ that is routed to PIC interrupt `irq` is asserted.
+    /// Whether PIC interrupt `irq` is asserted: by a device of its own, or by a PIRQ that is routed there.
     fn pic_level(&self, irq: u8) -> bool {
-        self.routes.iter().zip(self.asserted).any(|(&route, asserted)| route == irq && asserted > 0)
+        let fixed = self.fixed.get(usize::from(irq)).is_some_and(|&asserted| asserted > 0);
+        fixed || self.routes.iter().zip(self.asserted).any(|(&route, asserted)| route == irq && asserted > 0)
     }
 }
 
 impl Pirq {
     /// A router that drives interrupts 0 to 23, which `gsi` makes.
     pub fn new(gsi: impl Fn(u32) -> Arc<dyn IrqLine>) -> Arc<Pirq> {
-        let state = State { asserted: [0; 8], routes: [OFF; 8] };
+        let state = State { asserted: [0; 8], fixed: [0; ISA_IRQS], routes: [OFF; 8] };
         Arc::new(Pirq { lines: (0..FIRST_GSI + 8).map(gsi).collect(), state: Mutex::new(state) })
     }
 
@@ -54,8 +60,17 @@ impl Pirq {
 
     /// A line for one function's pin (0 is INTA#). Each function has one of its own.
     pub fn line(self: &Arc<Self>, slot: u8, pin: u8) -> Arc<dyn IrqLine> {
-        let index = usize::from(Pirq::index(slot, pin));
-        Arc::new(Source { router: self.clone(), index, level: AtomicBool::new(false) })
+        self.source(Wire::Pirq(usize::from(Pirq::index(slot, pin))))
+    }
+
+    /// A line for a device whose interrupt is one of 0 to 15, always. A PIRQ may come beside it.
+    pub fn fixed(self: &Arc<Self>, irq: u8) -> Arc<dyn IrqLine> {
+        debug_assert!(usize::from(irq) < ISA_IRQS);
+        self.source(Wire::Fixed(irq))
+    }
+
+    fn source(self: &Arc<Self>, wire: Wire) -> Arc<dyn IrqLine> {
+        Arc::new(Source { router: self.clone(), wire, level: AtomicBool::new(false) })
     }
 
     /// Takes over the eight routing registers.
@@ -71,28 +86,45 @@ impl Pirq {
         }
     }
 
-    fn count(&self, index: usize, source: &AtomicBool, level: bool) {
+    fn count(&self, wire: Wire, source: &AtomicBool, level: bool) {
         let mut state = lock(&self.state);
         if source.swap(level, Ordering::AcqRel) == level {
             return;
         }
-        let count = &mut state.asserted[index];
+        let count = match wire {
+            Wire::Pirq(index) => &mut state.asserted[index],
+            Wire::Fixed(irq) => &mut state.fixed[usize::from(irq)],
+        };
         *count = if level { *count + 1 } else { count.saturating_sub(1) };
-        let changed = *count == usize::from(level);
-        if changed {
-            self.lines[FIRST_GSI as usize + index].set(level);
-            let irq = state.routes[index];
-            if irq != OFF {
-                self.lines[usize::from(irq)].set(state.pic_level(irq));
+        if *count != usize::from(level) {
+            return;
+        }
+        let irq = match wire {
+            Wire::Pirq(index) => {
+                self.lines[FIRST_GSI as usize + index].set(level);
+                state.routes[index]
             }
+            Wire::Fixed(irq) => irq,
+        };
+        if irq != OFF {
+            self.lines[usize::from(irq)].set(state.pic_level(irq));
         }
     }
 }
 
-/// One function's pin.
+/// What a source is connected to.
+#[derive(Debug, Clone, Copy)]
+enum Wire {
+    /// PIRQ A is 0.
+    Pirq(usize),
+    /// An interrupt below 16.
+    Fixed(u8),
+}
+
+/// One function's pin, or one device's interrupt.
 struct Source {
     router: Arc<Pirq>,
-    index: usize,
+    wire: Wire,
     /// Changed under the router's lock only.
     level: AtomicBool,
 }
@@ -100,7 +132,7 @@ struct Source {
 impl IrqLine for Source {
     fn set(&self, level: bool) {
         if self.level.load(Ordering::Acquire) != level {
-            self.router.count(self.index, &self.level, level);
+            self.router.count(self.wire, &self.level, level);
         }
     }
 }
@@ -156,6 +188,26 @@ mod tests {
         // Interrupt 2 is the cascade: never driven.
         pirq.line(3, 0).set(true);
         assert_eq!(lines[2].edges(), 0);
+    }
+
+    #[test]
+    fn a_pirq_and_a_device_of_its_own_on_one_interrupt_are_ored() {
+        let (lines, pirq) = router();
+        pirq.set_routes(&[9, OFF, OFF, OFF, OFF, OFF, OFF, OFF]);
+        let (function, sci) = (pirq.line(31, 0), pirq.fixed(9));
+        sci.set(true);
+        function.set(true);
+        function.set(false);
+        assert!(lines[9].level(), "the device still asserts it");
+        function.set(true);
+        sci.set(false);
+        assert!(lines[9].level(), "the function still asserts it");
+        // A route that goes away takes nothing from the device.
+        sci.set(true);
+        pirq.set_routes(&[OFF; 8]);
+        assert!(lines[9].level());
+        drop(sci);
+        assert_eq!((lines[9].level(), lines[9].edges(), lines[16].level()), (false, 1, true));
     }
 
     #[test]
