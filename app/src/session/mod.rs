@@ -5,6 +5,7 @@
 
 mod hub;
 mod launch;
+mod limits;
 mod log;
 mod picture;
 mod run;
@@ -60,7 +61,7 @@ pub struct Session {
     keyboard: InputPort,
     pointer: InputPort,
     news: Arc<News>,
-    /// Absent in a throwaway machine without a socket: its serial port is the terminal's.
+    /// Absent in a throwaway machine without a window: its serial port is the terminal's.
     hub: OnceLock<Hub>,
     /// Asks the window to show itself; absent without one.
     raise: OnceLock<Box<dyn Fn() + Send + Sync>>,
@@ -178,6 +179,7 @@ impl Session {
         events: impl Fn(&VmEvent) + Send + 'static,
     ) -> Result<(Arc<Session>, Streams), BuildError> {
         let Start { identity, config, checkpoint, log } = start;
+        limits::raise_descriptors();
         let host = |source: io::Error| BuildError::Host {
             what: "could not make the machine's ports".into(),
             source: source.into(),
