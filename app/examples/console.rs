@@ -159,6 +159,7 @@ fn main() -> anyhow::Result<()> {
             screen,
             keyboard,
             pointer,
+            serial: None,
             command: Box::new(command),
             type_text: Box::new(|text| {
                 println!("text {text:?}");

@@ -299,6 +299,14 @@ impl Window<'_> {
         reader.controls(process.trim().parse().context("xdotool gave no process")?)
     }
 
+    /// What a screen reader reads in the control of this name; nothing while there is no such control.
+    pub fn text(&self, name: &str) -> Result<String> {
+        let reader = self.desktop.reader.as_ref().context("there is no screen reader on this desktop")?;
+        let process = self.desktop.tool("xdotool", &["getwindowpid", &self.id])?;
+        let text = reader.text(process.trim().parse().context("xdotool gave no process")?, name)?;
+        Ok(text.unwrap_or_default())
+    }
+
     /// Waits until it shows a control or a text of this name, and that can be used.
     pub fn control(&self, name: &str) -> Result<Control> {
         let mut last = Vec::new();
@@ -335,6 +343,12 @@ impl Window<'_> {
             format!("'{name}' at {x}, {y} is outside of its window of {width}×{height}: make the window larger")
         })?;
         self.click(x, y)
+    }
+
+    /// Clicks the left button twice at a point of it.
+    pub fn double_click(&self, x: usize, y: usize) -> Result<()> {
+        self.point(x, y)?;
+        self.desktop.tool("xdotool", &["click", "--repeat", "2", "--delay", "60", "1"]).map(drop)
     }
 
     /// Clicks the left button at a point of it.

@@ -13,6 +13,7 @@ pub mod process;
 pub mod reader;
 pub mod report;
 pub mod screen;
+pub mod script;
 
 use std::path::{Path, PathBuf};
 

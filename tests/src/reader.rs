@@ -29,6 +29,7 @@ const FOCUSED: u64 = 1 << 12;
 const IN_WINDOW: u32 = 1;
 
 const ACCESSIBLE: &str = "org.a11y.atspi.Accessible";
+const TEXT: &str = "org.a11y.atspi.Text";
 const COMPONENT: &str = "org.a11y.atspi.Component";
 const BUS: &str = "org.freedesktop.DBus";
 const ROOT: &str = "/org/a11y/atspi/accessible/root";
@@ -162,20 +163,30 @@ impl Reader {
 
     /// All that a process shows, from the top down. Empty while the process has not registered.
     pub fn controls(&self, process: u32) -> Result<Vec<Control>> {
+        // A thing may be gone before it is looked at: then it is no longer shown.
+        Ok(self.objects(process)?.iter().filter_map(|object| self.control(object)).collect())
+    }
+
+    /// The text in a process's control of this name; `None` while there is none.
+    pub fn text(&self, process: u32, control: &str) -> Result<Option<String>> {
+        let named = |object: &&Object| self.name(object).is_some_and(|name| name == control);
+        let objects = self.objects(process)?;
+        // From the beginning to the end.
+        Ok(objects.iter().find(named).and_then(|object| self.ask(object, TEXT, "GetText", &(0i32, -1i32))))
+    }
+
+    fn objects(&self, process: u32) -> Result<Vec<Object>> {
         let programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut waiting: Vec<Object> =
             programs.into_iter().filter(|(name, _)| self.process(name) == Some(process)).collect();
-        let mut controls = Vec::new();
-        let mut looked_at = 0;
+        let mut objects = Vec::new();
         while let Some(object) = waiting.pop() {
-            looked_at += 1;
-            ensure!(looked_at < MAX_CONTROLS, "process {process} has more controls than a window can have");
-            // A thing may be gone before it is looked at: then it is no longer shown.
-            controls.extend(self.control(&object));
+            ensure!(objects.len() < MAX_CONTROLS, "process {process} has more controls than a window can have");
             let children: Vec<Object> = self.ask(&object, ACCESSIBLE, "GetChildren", &()).unwrap_or_default();
             waiting.extend(children.into_iter().rev());
+            objects.push(object);
         }
-        Ok(controls)
+        Ok(objects)
     }
 
     /// The process at an address of the bus, if it is still there.
@@ -183,10 +194,15 @@ impl Reader {
         self.ask(&(BUS.into(), OwnedObjectPath::default()), BUS, "GetConnectionUnixProcessID", &name)
     }
 
+    /// A thing's name, if it has one.
+    fn name(&self, object: &Object) -> Option<String> {
+        let name: OwnedValue = self.ask(object, "org.freedesktop.DBus.Properties", "Get", &(ACCESSIBLE, "Name"))?;
+        String::try_from(name).ok().filter(|name| !name.is_empty())
+    }
+
     /// A thing with a name.
     fn control(&self, object: &Object) -> Option<Control> {
-        let name: OwnedValue = self.ask(object, "org.freedesktop.DBus.Properties", "Get", &(ACCESSIBLE, "Name"))?;
-        let name = String::try_from(name).ok().filter(|name| !name.is_empty())?;
+        let name = self.name(object)?;
         let (left, top, width, height) = self.ask(object, COMPONENT, "GetExtents", &IN_WINDOW)?;
         let role = self.ask(object, ACCESSIBLE, "GetLocalizedRoleName", &())?;
         let states: Vec<u32> = self.ask(object, ACCESSIBLE, "GetState", &())?;

@@ -22,7 +22,7 @@ const CODE_PAGE: &str = concat!(
 const FACE: Glyph = [0, 0, 0x7e, 0x81, 0xa5, 0x81, 0x81, 0xbd, 0x99, 0x81, 0x81, 0x7e, 0, 0, 0, 0];
 
 /// Eight pixels a row, the leftmost in the highest bit.
-type Glyph = [u8; 16];
+pub type Glyph = [u8; 16];
 
 /// A colour: red, green, blue.
 pub type Colour = [u8; 3];
@@ -145,6 +145,11 @@ impl Font {
             characters.entry(glyphs[*code]).or_insert(*character);
         }
         Ok(Self { glyphs, characters })
+    }
+
+    /// Its glyphs, in the order of code page 437.
+    pub fn glyphs(&self) -> &[Glyph] {
+        &self.glyphs
     }
 
     /// The font as a PC Screen Font file, version 1 with 256 glyphs, for a Linux console (busybox's `loadfont`).

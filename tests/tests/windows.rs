@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use orangery_tests::desktop::{Desktop, HOST_KEY, Window};
 use orangery_tests::kvm::Kvm;
 use orangery_tests::screen::{Font, Image};
+use orangery_tests::script::{Op, Script, say};
 use orangery_tests::{media, orangery, report};
 
 /// How long firmware and GRUB may take: a software KVM that shares its computer needs minutes.
@@ -443,4 +444,99 @@ fn the_demo_moves_and_shows_what_is_typed() -> Result<()> {
     console.close()?;
     console.press("Power off")?;
     desktop.until("the window's end", || Ok((!desktop.is_busy()).then_some(())))
+}
+
+#[test]
+fn the_serial_port_is_a_terminal_in_a_tab_of_the_console() -> Result<()> {
+    let test = "the_serial_port_is_a_terminal_in_a_tab_of_the_console";
+    let Some(mut desktop) = desktop(test, "windows-serial")? else { return Ok(()) };
+    let mut script = Script::default();
+    let greeting = "\x1b[2J\x1b[H\x1b[1;33mOrangery\x1b[m \x1b[38;5;208mserial\x1b[m \x1b[38;2;90;200;250mport\x1b[m \
+        \x1b[7minverse\x1b[m \x1b[1mbold\x1b[m \x1b[4munderlined\x1b[m\r\n\x1b(0lqqqqqqk\x1b(B\r\nType: ";
+    script.step(&[say(greeting), vec![Op::Echo], say("\r\nBracketed: \x1b[?2004h"), vec![Op::Echo]].concat())?;
+    let long: String = (1..=200).map(|n| format!("\r\nline {n}")).collect();
+    script.step(&say(&long))?;
+    script.step(&say("\x1b[?1049h\x1b[H\x1b[2Jalternate\x1b[?1h\x1b[?25l"))?;
+    script.step(&say("\x1b[?1049lback"))?;
+    let disk = desktop.home().join("script.img");
+    fs::write(&disk, script.disk()?).context("could not write the disk")?;
+    let mut program = desktop.command(orangery()?);
+    program.args(["boot", "--firmware", "bios", "--memory", "64", "--cpus", "1", "--disk"]).arg(&disk);
+    desktop.launch("machine", program)?;
+    let console = desktop.window(".+ Orangery$")?;
+    console.focus()?;
+    console.resize(1000, 700 + BARS)?;
+    console.press("Serial")?;
+    let shows = |what: &str, wanted: &dyn Fn(&str) -> bool| {
+        desktop.within(BOOT, what, || Ok(Some(console.text("Serial terminal")?).filter(|text| wanted(text))))
+    };
+    let text = shows("the guest's prompt", &|text| text.trim_end().ends_with("Type:"))?;
+    assert!(text.contains("Orangery serial port inverse bold underlined\n┌──────┐\n"), "{text:?}");
+    assert!(console.control("Serial terminal")?.focused, "the terminal has no keyboard");
+    console.screenshot("1-greeting")?;
+
+    // Keys arrive as a terminal sends them, and are the serial port's alone.
+    let sent = |keys: &[&str], bytes: &str| -> Result<()> {
+        let before = console.text("Serial terminal")?.trim_end().to_owned();
+        console.keys(keys)?;
+        let wanted = format!("{before}{bytes}").replace("Type:", "Type: ").replace("Type:  ", "Type: ");
+        shows(&format!("{keys:?} as {bytes}"), &|text| text.trim_end() == wanted).map(drop)
+    };
+    sent(&["a"], "61")?;
+    sent(&["shift+b", "ctrl+c", "alt+x"], "42031b78")?;
+    sent(&["Up", "F1", "F5"], "1b5b411b4f501b5b31357e")?;
+    sent(&["Return", "BackSpace", "Tab", "Escape"], "0d7f091b")?;
+    // What the terminal is sent is seen by everyone at the port: the program's own standard output shows it too.
+    let log =
+        || -> Result<String> { Ok(String::from_utf8_lossy(&fs::read(desktop.folder().join("machine.log"))?).into()) };
+    desktop.until("the terminal that the machine was started on", || Ok(log()?.contains("61420").then_some(())))?;
+
+    // A word is selected with two clicks, copied and pasted, in brackets where the guest asks for them.
+    console.keys(&["q"])?;
+    shows("the second echo", &|text| text.trim_end().ends_with("Bracketed:"))?;
+    let terminal = console.control("Serial terminal")?;
+    let (columns, lines) = size(&console)?;
+    let cell = (terminal.width as usize / columns, terminal.height as usize / lines);
+    console.double_click(terminal.left as usize + cell.0 * 2, terminal.top as usize + cell.1 / 2)?;
+    console.keys(&["ctrl+shift+c", "ctrl+shift+v"])?;
+    let pasted = "1b5b3230307e4f72616e676572791b5b3230317e";
+    shows("what was pasted", &|text| text.trim_end().replace('\n', "").ends_with(pasted))?;
+    console.screenshot("2-typed")?;
+    console.keys(&["q", "x"])?;
+
+    // What left the screen is scrolled back to, with the wheel and with the keys.
+    shows("the last line", &|text| text.contains("line 200"))?;
+    console.point(500, 300)?;
+    console.wheel(true)?;
+    shows("a notch back", &|text| !text.contains("line 200") && text.contains("line 197"))?;
+    console.keys(&["shift+Home"])?;
+    shows("the first line", &|text| text.contains("┌──────┐"))?;
+    console.screenshot("3-scrolled-back")?;
+    console.keys(&["x"])?;
+    shows("the other screen", &|text| text.starts_with("alternate") && !text.contains("line"))?;
+    // There the wheel is the cursor keys', of which the first ends the step.
+    console.wheel(true)?;
+    shows("the first screen again", &|text| text.contains("line 200") && text.contains("back"))?;
+
+    // Another size, and the guest's screen again.
+    console.resize(640, 500)?;
+    desktop.until("a small terminal in a small window", || Ok((size(&console)?.0 < 100).then_some(())))?;
+    let (columns, lines) = size(&console)?;
+    assert!(columns >= 80 && lines >= 25, "{columns} × {lines}");
+    console.screenshot("4-small")?;
+    console.host("1")?;
+    desktop.until("the guest's screen", || Ok((!console.shows("Serial terminal")?).then_some(())))?;
+    console.host("2")?;
+    console.control("Serial terminal")?;
+    console.close()?;
+    console.press("Power off")?;
+    desktop.until("the window's end", || Ok((!desktop.is_busy()).then_some(())))
+}
+
+/// The terminal's size, as the status bar tells it.
+fn size(console: &Window<'_>) -> Result<(usize, usize)> {
+    let controls = console.controls()?;
+    let text = controls.iter().find_map(|control| control.name.strip_suffix(" characters"));
+    let (columns, lines) = text.and_then(|text| text.split_once(" × ")).context("the status bar tells no size")?;
+    Ok((columns.parse()?, lines.parse()?))
 }

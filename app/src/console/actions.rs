@@ -37,6 +37,14 @@ pub enum Action {
     ToggleFullscreen,
     /// Shows the toolbar in full screen, and gives it the keyboard.
     ShowToolbar,
+    /// Shows the guest's screen.
+    ShowScreen,
+    /// Shows the machine's serial port, as a terminal.
+    ShowSerial,
+    /// The terminal's selected text to the clipboard.
+    Copy,
+    /// The clipboard's text to the terminal.
+    Paste,
     /// Lists the host key's chords.
     ShowKeys,
     /// Keyboard and pointer to the guest alone, or back.
@@ -69,6 +77,10 @@ impl Action {
             Action::FitWindow => "Fit window to guest",
             Action::ToggleFullscreen => "Full screen",
             Action::ShowToolbar => "Show the toolbar",
+            Action::ShowScreen => "Show the screen",
+            Action::ShowSerial => "Show the serial terminal",
+            Action::Copy => "Copy",
+            Action::Paste => "Paste",
             Action::ShowKeys => "All keys",
             Action::ToggleCapture => "Capture or release input",
             Action::ChooseMedium(_) => "Insert disc image",
@@ -86,7 +98,10 @@ impl Action {
             Action::ShutDown | Action::AskPowerOff | Action::PowerOff => icon::POWER,
             Action::AskReset | Action::Reset => icon::ARROW_CLOCKWISE,
             Action::SendKeys(_) | Action::ShowKeys => icon::KEYBOARD,
-            Action::TypeClipboard => icon::CLIPBOARD_TEXT,
+            Action::TypeClipboard | Action::Paste => icon::CLIPBOARD_TEXT,
+            Action::ShowScreen => icon::MONITOR,
+            Action::ShowSerial => icon::TERMINAL_WINDOW,
+            Action::Copy => icon::COPY,
             Action::Screenshot => icon::CAMERA,
             Action::ToggleScaled => icon::FRAME_CORNERS,
             Action::ToggleFollow | Action::FitWindow => icon::ARROWS_OUT_CARDINAL,
@@ -122,9 +137,11 @@ const fn letter(c: char, name: &'static str, action: Action) -> Chord {
 }
 
 /// The host key's chords, in the order the list shows them.
-pub const CHORDS: [Chord; 11] = [
+pub const CHORDS: [Chord; 13] = [
     letter('f', "Host+F", Action::ToggleFullscreen),
     letter('c', "Host+C", Action::ToggleScaled),
+    letter('1', "Host+1", Action::ShowScreen),
+    letter('2', "Host+2", Action::ShowSerial),
     letter('p', "Host+P", Action::TogglePause),
     letter('h', "Host+H", Action::ShutDown),
     letter('r', "Host+R", Action::AskReset),

@@ -8,7 +8,7 @@ use vmm_core::vm::{Lifecycle, VmCommand, VmEvent};
 use winit::application::ApplicationHandler;
 use winit::event::{DeviceEvent, DeviceId, ElementState, KeyEvent, MouseButton, MouseScrollDelta, WindowEvent};
 use winit::event_loop::{ActiveEventLoop, ControlFlow};
-use winit::keyboard::Key;
+use winit::keyboard::{Key, ModifiersState};
 use winit::platform::scancode::PhysicalKeyExtScancode;
 use winit::window::{CursorGrabMode, CursorIcon, Fullscreen, WindowId};
 
@@ -17,14 +17,15 @@ use super::dialogs::Dialog;
 use super::grab::KeyboardGrab;
 use super::input::{Input, KeyEffect};
 use super::keys::{Stroke, us_character};
-use super::overlay::{Ask, InputState, Model, Notice};
+use super::overlay::{Ask, InputState, Model, Notice, Tab};
 use super::pointer::{Button, Recentring};
+use super::serial::Serial;
 use super::transform::{ViewMode, pan_for};
 use super::view::{self, ViewError};
 use super::window::ConsoleWindow;
 use super::worker::{Outcome, Worker};
 use super::{ConsoleSession, Options, Renderer, Request, Waker, look};
-use crate::theme::Tone;
+use crate::theme::{Tone, size};
 
 /// The most problems that are kept.
 const MAX_PROBLEMS: usize = 20;
@@ -64,6 +65,11 @@ pub struct App {
     outcomes: Receiver<Outcome>,
     worker: Worker,
     input: Input,
+    serial: Option<Serial>,
+    /// The keys held that change what others mean.
+    modifiers: ModifiersState,
+    /// Lines of the terminal that the wheel has turned by and not scrolled yet.
+    turned: f64,
     model: Model,
     window: Option<ConsoleWindow>,
     grab: KeyboardGrab,
@@ -94,12 +100,15 @@ impl App {
         session: ConsoleSession,
         waker: Waker,
     ) -> anyhow::Result<App> {
-        let ConsoleSession { screen, keyboard, pointer, command, type_text, suspend, events, requests } = session;
+        let ConsoleSession { screen, keyboard, pointer, serial, command, type_text, suspend, events, requests } = session;
+        let serial = serial.map(|stream| Serial::start(stream, waker.clone())).transpose()?;
         let can_suspend = suspend.is_some();
         let (worker, outcomes) = Worker::start(command, type_text, suspend, waker.clone())?;
         let model = Model {
             title: options.title.clone(),
             state: Lifecycle::Created,
+            tab: Tab::Screen,
+            terminal: None,
             mode: None,
             scale: None,
             input: InputState::ClickToCapture,
@@ -126,6 +135,9 @@ impl App {
             outcomes,
             worker,
             input: Input::new(keyboard, pointer),
+            serial,
+            modifiers: ModifiersState::empty(),
+            turned: 0.0,
             model,
             window: None,
             grab: KeyboardGrab::default(),
@@ -165,6 +177,7 @@ impl App {
                 Ok(window) => {
                     self.model.graphics = window.description();
                     self.window = Some(window);
+                    self.watch_serial();
                     self.offer_soon();
                     return;
                 }
@@ -188,8 +201,51 @@ impl App {
         self.model.dialog = None;
         self.grab.forget();
         self.window = None;
+        self.watch_serial();
         self.at = None;
         self.focused = false;
+    }
+
+    /// Tells the terminal whether a person looks at it.
+    fn watch_serial(&self) {
+        if let Some(serial) = &self.serial {
+            serial.show(self.window.is_some() && self.model.tab == Tab::Serial);
+        }
+    }
+
+    /// Shows the guest's screen or its serial port.
+    fn show_tab(&mut self, tab: Tab) {
+        if self.serial.is_none() || self.model.tab == tab {
+            return;
+        }
+        self.input.release_all();
+        self.model.tab = tab;
+        self.watch_serial();
+        self.over_guest = false;
+        self.set_captured(self.model.fullscreen);
+        self.offer_soon();
+    }
+
+    /// The terminal, while it is what the window shows.
+    fn shown_serial(&self) -> Option<&Serial> {
+        self.serial.as_ref().filter(|_| self.model.tab == Tab::Serial)
+    }
+
+    fn copy(&mut self) {
+        let text = self.shown_serial().and_then(|serial| serial.terminal().selected());
+        match (text, &mut self.window) {
+            (Some(text), Some(window)) => window.set_clipboard(text),
+            _ => self.say(Tone::Info, "Nothing is selected"),
+        }
+    }
+
+    fn paste(&mut self) {
+        let Some(text) = self.window.as_mut().and_then(ConsoleWindow::clipboard) else {
+            return self.say(Tone::Info, "There is no text in the clipboard");
+        };
+        if self.shown_serial().is_some_and(|serial| !serial.paste(&text)) {
+            self.say(Tone::Error, "The guest does not read what was typed: there is no room for this text");
+        }
     }
 
     fn refresh(&mut self) {
@@ -243,8 +299,11 @@ impl App {
             }
         }
         self.follow_tablet();
-        if let Some(window) = &mut self.window {
-            window.pace.want();
+        let typed = self.shown_serial().map(Serial::take_news);
+        match (&mut self.window, typed) {
+            (Some(window), None) => window.pace.want(),
+            (Some(window), Some(true)) => window.refresh(),
+            _ => {}
         }
     }
 
@@ -351,6 +410,11 @@ impl App {
                     self.input.send_keys(combination);
                 }
             }
+            Action::ShowScreen => self.show_tab(Tab::Screen),
+            Action::ShowSerial => self.show_tab(Tab::Serial),
+            Action::Copy => self.copy(),
+            Action::Paste => self.paste(),
+            Action::TypeClipboard if self.model.tab == Tab::Serial => self.paste(),
             Action::TypeClipboard => match self.window.as_mut().and_then(ConsoleWindow::clipboard) {
                 Some(text) => self.worker.type_text(text),
                 None => self.say(Tone::Info, "There is no text in the clipboard"),
@@ -459,7 +523,7 @@ impl App {
 
     /// Locks or frees the host's pointer, as capture and tablet demand.
     fn hold_pointer(&mut self) {
-        let hold = self.captured && !self.input.has_tablet();
+        let hold = self.captured && !self.input.has_tablet() && self.model.tab == Tab::Screen;
         let Some(window) = &mut self.window else {
             self.hold = None;
             return;
@@ -619,15 +683,52 @@ impl App {
             return;
         }
         if !self.over_guest && self.hold.is_none() {
-            if let Some(window) = &mut self.window {
-                window.feed(event);
-            }
+            self.wheel_of_window(delta, event);
             return;
         }
         match delta {
             MouseScrollDelta::LineDelta(x, y) => self.input.scroll_notches(f64::from(x), f64::from(y)),
             MouseScrollDelta::PixelDelta(by) => self.input.scroll_pixels(by.x, by.y),
         }
+    }
+
+    fn wheel_of_window(&mut self, delta: MouseScrollDelta, event: &WindowEvent) {
+        let Some(window) = &mut self.window else { return };
+        let (Some(serial), true) = (&self.serial, self.at.is_some_and(|(x, y)| window.terminal_has(&self.model, x, y)))
+        else {
+            window.feed(event);
+            return;
+        };
+        self.turned += match delta {
+            MouseScrollDelta::LineDelta(_, y) => f64::from(y) * look::WHEEL_LINES,
+            MouseScrollDelta::PixelDelta(by) => by.y / f64::from(size::LINE_HEIGHT),
+        };
+        let lines = self.turned.trunc();
+        self.turned -= lines;
+        if lines != 0.0 {
+            serial.wheel(lines as i32);
+            window.refresh();
+        }
+    }
+
+    /// A key that went down is the terminal's.
+    fn type_key(&mut self, key: &KeyEvent, event_loop: &ActiveEventLoop) {
+        let (held, Some(serial)) = (self.modifiers, &self.serial) else { return };
+        let typed = match (&key.logical_key, &key.text) {
+            // What a dead key and a letter compose.
+            (Key::Character(_), Some(text)) if !held.control_key() => Key::Character(text.clone()),
+            (key, _) => key.clone(),
+        };
+        let latin = stroke(key).and_then(|stroke| stroke.character);
+        if held == ModifiersState::CONTROL | ModifiersState::SHIFT {
+            match latin {
+                Some('c') => return self.act(Action::Copy, event_loop),
+                Some('v') => return self.act(Action::Paste, event_loop),
+                _ => {}
+            }
+        }
+        serial.key(&typed, latin, held);
+        self.refresh();
     }
 
     fn key(&mut self, key: &KeyEvent, event: &WindowEvent, event_loop: &ActiveEventLoop) {
@@ -639,10 +740,12 @@ impl App {
             window.feed(event);
             return;
         }
-        let effect = stroke.map_or(KeyEffect::None, |stroke| self.input.key(stroke, !overlay));
+        let terminal = self.model.tab == Tab::Serial;
+        let effect = stroke.map_or(KeyEffect::None, |stroke| self.input.key(stroke, !overlay && !terminal));
         match effect {
-            KeyEffect::None if overlay => window.feed(event),
-            KeyEffect::None => {}
+            KeyEffect::None | KeyEffect::Host if overlay => window.feed(event),
+            KeyEffect::None if terminal && key.state == ElementState::Pressed => self.type_key(key, event_loop),
+            KeyEffect::None | KeyEffect::Host => {}
             KeyEffect::Chord(with) => {
                 if let Some(action) = actions::of_chord(with) {
                     self.act(action, event_loop);
@@ -659,7 +762,10 @@ impl App {
 
     fn draw(&mut self, event_loop: &ActiveEventLoop) {
         let Some(window) = &mut self.window else { return };
-        if let Err(e) = window.take_picture(&self.screen, &mut self.model) {
+        if self.model.tab == Tab::Serial {
+            // What changes on the screen adds up until it is shown again.
+            self.model.mode = self.screen.mode();
+        } else if let Err(e) = window.take_picture(&self.screen, &mut self.model) {
             self.problem(e.to_string());
         }
         self.follow_tablet();
@@ -670,7 +776,7 @@ impl App {
             self.model.scale = scale;
             window.refresh();
         }
-        match window.draw(&mut self.model, self.pan, event_loop) {
+        match window.draw(&mut self.model, self.serial.as_ref(), self.pan, event_loop) {
             Ok(asks) => {
                 for ask in asks {
                     self.answer(ask, event_loop);
@@ -781,6 +887,10 @@ impl ApplicationHandler<Wakeup> for App {
                 if !is_synthetic {
                     self.key(key, &event, event_loop);
                 }
+            }
+            WindowEvent::ModifiersChanged(modifiers) => {
+                self.modifiers = modifiers.state();
+                window.feed(&event);
             }
             WindowEvent::CursorMoved { position, .. } => self.pointer_moved(position.x, position.y, &event),
             WindowEvent::CursorLeft { .. } => {

@@ -11,6 +11,8 @@ use super::pointer::{Button, Pointer};
 pub enum KeyEffect {
     /// Nothing: the guest has it, or nobody.
     None,
+    /// It is the host key, or was pressed with it: nobody else's.
+    Host,
     /// The host key and this one together.
     Chord(Stroked),
     /// The capture begins or ends.
@@ -74,7 +76,7 @@ impl Input {
     /// and releases of what the guest saw pressed.
     pub fn key(&mut self, stroke: Stroke, for_guest: bool) -> KeyEffect {
         match self.host.judge(stroke) {
-            Verdict::Host => KeyEffect::None,
+            Verdict::Host => KeyEffect::Host,
             Verdict::Tapped => KeyEffect::ToggleCapture,
             Verdict::Chord(with) => KeyEffect::Chord(with),
             Verdict::Guest => {

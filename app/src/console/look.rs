@@ -7,7 +7,7 @@ pub const TOOLBAR: f32 = 40.0;
 /// The status bar's height, points.
 pub const STATUS: f32 = 26.0;
 /// Below this width the toolbar's buttons lose their words, points.
-pub const WIDE: f32 = 780.0;
+pub const WIDE: f32 = 920.0;
 /// The keys' list's width, points.
 pub const KEYS: f32 = 380.0;
 /// The width of a menu's lines, points.
@@ -17,9 +17,11 @@ pub const CHOICE: f32 = 148.0;
 /// What the keys' list's dialog needs beside the list, points.
 pub const DIALOG_REST: f32 = 230.0;
 /// The smallest window, points.
-pub const WINDOW_MIN: (f64, f64) = (420.0, 260.0);
+pub const WINDOW_MIN: (f64, f64) = (520.0, 260.0);
 /// The guest's part of a fresh window while the guest shows nothing yet, physical pixels at a scale of 1.
 pub const FIRST_MODE: (u32, u32) = (1280, 800);
+/// The lines that a notch of the wheel scrolls the terminal.
+pub const WHEEL_LINES: f64 = 3.0;
 /// How much of the monitor a fresh window takes at most.
 pub const MONITOR_PART: f64 = 0.9;
 

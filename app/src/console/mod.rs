@@ -16,11 +16,13 @@ mod overlay_tests;
 mod pace;
 mod pointer;
 pub mod screenshot;
+mod serial;
 mod transform;
 mod view;
 mod window;
 mod worker;
 
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::mpsc;
 
@@ -122,6 +124,8 @@ pub struct ConsoleSession {
     pub keyboard: InputPort,
     /// Its pointer.
     pub pointer: InputPort,
+    /// Its serial port, as one of its clients; without one the window has no terminal.
+    pub serial: Option<UnixStream>,
     /// Its control.
     pub command: Command,
     /// Types a text (Host+V).

@@ -14,6 +14,8 @@ use vmm_core::vm::Lifecycle;
 use super::actions::{Action, COMBINATIONS, CTRL_ALT_F1};
 use super::dialogs::Dialog;
 use super::look;
+use super::serial::view::{self as serial_view, Wish};
+use super::serial::{Size, Terminal};
 use super::transform::ViewMode;
 use crate::theme::{Shape, Tone, UiExt, size};
 
@@ -60,6 +62,15 @@ impl InputState {
     }
 }
 
+/// What the window shows of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tab {
+    /// The guest's screen.
+    Screen,
+    /// Its serial port, as a terminal.
+    Serial,
+}
+
 /// A message that goes away by itself.
 #[derive(Debug, Clone)]
 pub struct Notice {
@@ -78,6 +89,10 @@ pub struct Model {
     pub title: String,
     /// What the machine does.
     pub state: Lifecycle,
+    /// See [`Tab`].
+    pub tab: Tab,
+    /// The terminal's size; `None` while it was not shown yet.
+    pub terminal: Option<Size>,
     /// The guest's screen; `None` when it is off.
     pub mode: Option<Mode>,
     /// Window pixels for a guest pixel.
@@ -122,30 +137,56 @@ impl Model {
 pub struct Pass {
     /// What the person asked for.
     pub asks: Vec<Ask>,
-    /// What is left for the guest, points.
+    /// What is left for the guest's picture, points; nothing while the terminal has it.
     pub area: Option<Rect>,
+    /// Where the terminal is, points.
+    pub terminal: Option<Rect>,
     /// What lies over the guest's picture and wants the pointer, points.
     pub floats: Vec<Rect>,
 }
 
-/// Draws everything. `focus_toolbar` gives the toolbar the keyboard.
-pub fn show(ui: &mut Ui, model: &mut Model, focus_toolbar: bool, now: Instant) -> Pass {
+/// Draws everything. `terminal` is the machine's, if it has one; `focus_toolbar` gives the toolbar the keyboard.
+pub fn show(
+    ui: &mut Ui,
+    model: &mut Model,
+    mut terminal: Option<&mut Terminal>,
+    focus_toolbar: bool,
+    now: Instant,
+) -> Pass {
     let mut pass = Pass::default();
     if !model.fullscreen {
         let frame = Frame::new().fill(ui.tokens().panel).inner_margin(Margin::symmetric(size::GAP as i8, 0));
         Panel::top("toolbar").exact_size(look::TOOLBAR).frame(frame).show_separator_line(true).show(ui, |ui| {
-            toolbar(ui, model, focus_toolbar, &mut pass.asks);
+            toolbar(ui, model, terminal.is_some(), focus_toolbar, &mut pass.asks);
         });
         Panel::bottom("status").exact_size(look::STATUS).frame(frame).show_separator_line(true).show(ui, |ui| {
             status(ui, model);
         });
     }
     let area = ui.available_rect_before_wrap();
-    pass.area = Some(area);
-    veil(ui, area, model, &mut pass);
+    let has_terminal = terminal.is_some();
+    match &mut terminal {
+        Some(terminal) if model.tab == Tab::Serial => {
+            pass.terminal = Some(area);
+            let wish = serial_view::show(ui, area, terminal);
+            pass.asks.extend(wish.map(|wish| match wish {
+                Wish::Copy => Ask::Do(Action::Copy),
+                Wish::Paste => Ask::Do(Action::Paste),
+            }));
+            let size = Some(terminal.size());
+            if std::mem::replace(&mut model.terminal, size) != size {
+                // The status bar, which tells it, was drawn before.
+                ui.ctx().request_repaint();
+            }
+        }
+        _ => {
+            pass.area = Some(area);
+            veil(ui, area, model, &mut pass);
+        }
+    }
     problems(ui, area, model, &mut pass);
     if model.fullscreen && model.toolbar {
-        floating_toolbar(ui, model, focus_toolbar, &mut pass);
+        floating_toolbar(ui, model, has_terminal, focus_toolbar, &mut pass);
     }
     messages(ui, area, model, now);
     if let Some(mut dialog) = model.dialog.take() {
@@ -157,7 +198,8 @@ pub fn show(ui: &mut Ui, model: &mut Model, focus_toolbar: bool, now: Instant) -
 
 /// Whether a menu, a dialog or a control with the focus wants the keys.
 pub fn wants_keyboard(ctx: &egui::Context, model: &Model) -> bool {
-    model.dialog.is_some() || Popup::is_any_open(ctx) || ctx.memory(|m| m.focused().is_some())
+    let control = ctx.memory(|m| m.focused().is_some_and(|id| id != serial_view::id()));
+    model.dialog.is_some() || Popup::is_any_open(ctx) || control
 }
 
 /// Whether a menu or a dialog wants the pointer wherever it is.
@@ -165,7 +207,7 @@ pub fn wants_pointer(ctx: &egui::Context, model: &Model) -> bool {
     model.dialog.is_some() || Popup::is_any_open(ctx)
 }
 
-fn toolbar(ui: &mut Ui, model: &Model, focus: bool, asks: &mut Vec<Ask>) {
+fn toolbar(ui: &mut Ui, model: &Model, has_terminal: bool, focus: bool, asks: &mut Vec<Ask>) {
     let compact = ui.available_width() < look::WIDE;
     let alive = model.is_alive();
     ui.horizontal_centered(|ui| {
@@ -200,8 +242,24 @@ fn toolbar(ui: &mut Ui, model: &Model, focus: bool, asks: &mut Vec<Ask>) {
                 asks.push(Ask::Do(Action::ToggleFullscreen));
             }
             menu(ui, compact, true, icon::FRAME_CORNERS, "View", |ui| view_menu(ui, model, asks));
+            if has_terminal {
+                ui.separator();
+                ui.add_space(size::GAP);
+                // From the right to the left.
+                tab(ui, model, Tab::Serial, "Serial", Action::ShowSerial, asks);
+                ui.add_space(size::GAP);
+                tab(ui, model, Tab::Screen, "Screen", Action::ShowScreen, asks);
+            }
         });
     });
+}
+
+/// A tab of the toolbar; its tooltip names the chord.
+fn tab(ui: &mut Ui, model: &Model, tab: Tab, word: &str, action: Action, asks: &mut Vec<Ask>) {
+    let tip = action.chord().map_or_else(|| word.to_string(), |chord| format!("{} ({chord})", action.label()));
+    if ui.tab(model.tab == tab, word).on_hover_text(tip).clicked() {
+        asks.push(Ask::Do(action));
+    }
 }
 
 /// A button of the toolbar; its tooltip names the chord.
@@ -350,6 +408,9 @@ fn status(ui: &mut Ui, model: &Model) {
         ui.state_sign(shape, color, capital(model.state.word()).as_str());
         let narrow = ui.available_width() < look::WINDOW_MIN.0 as f32;
         let screen = match (model.mode, model.scale) {
+            _ if model.tab == Tab::Serial => {
+                model.terminal.map_or_else(String::new, |size| format!("{} × {} characters", size.columns, size.lines))
+            }
             (Some(mode), Some(scale)) if (scale - 1.0).abs() > 0.004 => {
                 format!("{} × {}  ·  {:.0} %", mode.width, mode.height, scale * 100.0)
             }
@@ -357,7 +418,12 @@ fn status(ui: &mut Ui, model: &Model) {
             (None, _) => "Screen off".into(),
         };
         ui.add(egui::Label::new(RichText::new(screen).color(t.text_muted)).truncate());
-        if model.is_alive() {
+        if model.tab == Tab::Serial {
+            ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
+                let hint = "Ctrl+Shift+C copies, Ctrl+Shift+V pastes";
+                ui.add(egui::Label::new(RichText::new(hint).color(t.text_muted)).truncate());
+            });
+        } else if model.is_alive() {
             let color = if model.input.is_captured() { t.accent_text } else { t.text_muted };
             let sign = if model.input == InputState::KeyboardCaptured { icon::KEYBOARD } else { icon::MOUSE };
             let text = format!("{sign} {}", model.input.word());
@@ -455,7 +521,7 @@ fn veil(ui: &mut Ui, area: Rect, model: &Model, pass: &mut Pass) {
     pass.floats.push(float.response.rect);
 }
 
-fn floating_toolbar(ui: &mut Ui, model: &Model, focus: bool, pass: &mut Pass) {
+fn floating_toolbar(ui: &mut Ui, model: &Model, has_terminal: bool, focus: bool, pass: &mut Pass) {
     let t = ui.tokens();
     let screen = ui.ctx().content_rect();
     let width = (screen.width() - 2.0 * size::GAP_PAGE).min(900.0);
@@ -466,7 +532,7 @@ fn floating_toolbar(ui: &mut Ui, model: &Model, focus: bool, pass: &mut Pass) {
         frame.inner_margin(Margin::symmetric(size::GAP as i8, 0)).show(ui, |ui| {
             ui.set_width(width - 2.0 * size::GAP);
             ui.set_height(look::TOOLBAR);
-            toolbar(ui, model, focus, &mut pass.asks);
+            toolbar(ui, model, has_terminal, focus, &mut pass.asks);
         });
     });
     pass.floats.push(float.response.rect);

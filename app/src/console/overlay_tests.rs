@@ -9,12 +9,14 @@ use vmm_core::vm::Lifecycle;
 
 use super::actions::Action;
 use super::dialogs::Dialog;
-use super::overlay::{self, Ask, InputState, Model};
+use super::overlay::{self, Ask, InputState, Model, Tab};
+use super::serial::Terminal;
 use super::transform::ViewMode;
 use crate::theme;
 
 struct State {
     model: Model,
+    terminal: Terminal,
     asks: Vec<Ask>,
     ready: bool,
 }
@@ -23,6 +25,8 @@ fn model() -> Model {
     Model {
         title: "debian".into(),
         state: Lifecycle::Running,
+        tab: Tab::Screen,
+        terminal: None,
         mode: Some(Mode { width: 640, height: 480 }),
         scale: Some(1.0),
         input: InputState::Absolute,
@@ -50,10 +54,11 @@ fn harness(width: f32, model: Model) -> Harness<'static, State> {
             ui.ctx().request_repaint();
             return;
         }
-        let pass = overlay::show(ui, &mut state.model, false, Instant::now());
+        let pass = overlay::show(ui, &mut state.model, Some(&mut state.terminal), false, Instant::now());
         state.asks.extend(pass.asks);
     };
-    Harness::builder().with_size([width, 600.0]).build_ui_state(show, State { model, asks: Vec::new(), ready: false })
+    let state = State { model, terminal: Terminal::default(), asks: Vec::new(), ready: false };
+    Harness::builder().with_size([width, 600.0]).build_ui_state(show, state)
 }
 
 fn click(harness: &mut Harness<'_, State>, label: &str) {
@@ -75,8 +80,18 @@ fn every_command_of_the_power_menu_is_reached_by_its_name() {
 
 #[test]
 fn a_narrow_toolbar_keeps_its_names() {
-    let mut harness = harness(440.0, model());
-    for label in ["Pause", "Power menu", "Send keys menu", "CD menu", "Screenshot", "View menu", "Full screen"] {
+    let mut harness = harness(520.0, model());
+    for label in [
+        "Pause",
+        "Power menu",
+        "Send keys menu",
+        "CD menu",
+        "Screenshot",
+        "Screen",
+        "Serial",
+        "View menu",
+        "Full screen",
+    ] {
         harness.get_by_label(label);
     }
     click(&mut harness, "Pause");
@@ -152,4 +167,89 @@ fn each_problem_is_shown_and_dismissed_by_itself() {
     harness.get_all_by_label("Dismiss").next().expect("a button").click();
     harness.run();
     assert!(matches!(harness.state().asks[..], [Ask::DismissProblem(_)]));
+}
+
+fn serial(output: &[u8]) -> Harness<'static, State> {
+    let mut harness = harness(1000.0, Model { tab: Tab::Serial, ..model() });
+    harness.state_mut().terminal.feed(output);
+    harness.run();
+    harness
+}
+
+#[test]
+fn the_tabs_are_offered_where_there_is_a_serial_port() {
+    let mut harness = harness(1000.0, model());
+    click(&mut harness, "Serial");
+    assert_eq!(harness.state().asks, [Ask::Do(Action::ShowSerial)]);
+    harness.state_mut().model.tab = Tab::Serial;
+    harness.run();
+    click(&mut harness, "Screen");
+    assert_eq!(harness.state().asks.last(), Some(&Ask::Do(Action::ShowScreen)));
+    assert_eq!(harness.state().model.terminal, Some(harness.state().terminal.size()));
+}
+
+#[test]
+fn a_screen_reader_reads_the_terminal_and_it_has_the_keyboard() {
+    let harness = serial(b"\x1b[1;31mlogin:\x1b[m \r\nnext");
+    let terminal = harness.get_by_label("Serial terminal");
+    assert!(terminal.accesskit_node().is_focused());
+    let text = terminal.accesskit_node().value().unwrap_or_default();
+    assert!(text.starts_with("login:\nnext"), "{text:?}");
+    // Which means that the overlay does not want it.
+    assert!(!overlay::wants_keyboard(&harness.ctx, &harness.state().model));
+    harness.get_by_label("Pause").focus();
+}
+
+#[test]
+fn a_control_of_the_toolbar_takes_the_keyboard_from_the_terminal() {
+    let mut harness = serial(b"");
+    harness.get_by_label("Pause").focus();
+    harness.run();
+    assert!(overlay::wants_keyboard(&harness.ctx, &harness.state().model));
+    harness.key_press(egui::Key::Escape);
+    harness.run();
+    assert!(!overlay::wants_keyboard(&harness.ctx, &harness.state().model));
+}
+
+#[test]
+fn what_the_pointer_is_drawn_over_is_selected_and_copied_from_the_menu() {
+    let mut harness = serial(b"one two three");
+    let terminal = harness.get_by_label("Serial terminal").rect();
+    let cell = harness.state().terminal.size();
+    let at = |column: f32| {
+        let (width, height) = (terminal.width() / cell.columns as f32, terminal.height() / cell.lines as f32);
+        terminal.min + egui::vec2(column * width, 0.5 * height)
+    };
+    let (from, to) = (at(4.2), at(6.8));
+    let button =
+        |pos, pressed, button| egui::Event::PointerButton { pos, button, pressed, modifiers: Default::default() };
+    harness.event(egui::Event::PointerMoved(from));
+    harness.event(button(from, true, egui::PointerButton::Primary));
+    harness.run();
+    harness.event(egui::Event::PointerMoved(to));
+    harness.run();
+    harness.event(button(to, false, egui::PointerButton::Primary));
+    harness.run();
+    assert_eq!(harness.state().terminal.selected().as_deref(), Some("two"));
+    harness.event(button(to, true, egui::PointerButton::Secondary));
+    harness.event(button(to, false, egui::PointerButton::Secondary));
+    harness.run();
+    click(&mut harness, "Copy");
+    assert_eq!(harness.state().asks, [Ask::Do(Action::Copy)]);
+    assert_eq!(harness.state().terminal.selected().as_deref(), Some("two"), "the menu leaves the selection");
+}
+
+#[test]
+fn an_idle_terminal_asks_for_no_drawing_and_a_small_window_keeps_80_by_25() {
+    let mut harness = serial(b"\x1b[5mblink\x1b[m");
+    harness.run();
+    assert!(!harness.ctx.has_requested_repaint(), "an idle terminal draws itself");
+    for (width, height) in [(520.0, 260.0), (1000.0, 600.0), (1900.0, 1000.0)] {
+        harness.set_size(egui::vec2(width, height));
+        harness.run();
+        let size = harness.state().terminal.size();
+        assert!(size.columns >= 80 && size.lines >= 25, "{size:?}");
+    }
+    let size = harness.state().terminal.size();
+    assert!(size.columns > 150 && size.lines > 40, "{size:?}");
 }

@@ -14,6 +14,7 @@ use winit::window::{Fullscreen, Window, WindowAttributes};
 use super::app::Wakeup;
 use super::overlay::{self, Ask, Model};
 use super::pace::{Pace, SOFTWARE_RATE};
+use super::serial::Serial;
 use super::transform::{Area, Placement};
 use super::view::{self, FramebufferView, Scene, ViewError};
 use super::{Options, Renderer, look};
@@ -45,6 +46,8 @@ pub struct ConsoleWindow {
     focus_toolbar: bool,
     /// What is left for the guest.
     pub area: Area,
+    /// Where the terminal is, while it is shown.
+    pub terminal: Option<Area>,
     floats: Vec<Area>,
     /// Nothing of the guest was uploaded yet.
     fresh: bool,
@@ -103,6 +106,7 @@ impl ConsoleWindow {
             overlay_at: None,
             focus_toolbar: false,
             area: Area::default(),
+            terminal: None,
             floats: Vec::new(),
             fresh: true,
             cursor: Cursor::default(),
@@ -182,6 +186,17 @@ impl ConsoleWindow {
         self.egui_state.clipboard_text().filter(|text| !text.is_empty())
     }
 
+    /// Puts a text in the clipboard.
+    pub fn set_clipboard(&mut self, text: String) {
+        self.egui_state.set_clipboard_text(text);
+    }
+
+    /// Whether the pointer is on the terminal, not on what lies over it.
+    pub fn terminal_has(&self, model: &Model, x: f64, y: f64) -> bool {
+        let over = overlay::wants_pointer(&self.egui, model) || self.floats.iter().any(|f| f.contains(x, y));
+        !over && self.terminal.is_some_and(|area| area.contains(x, y))
+    }
+
     /// Shows or hides the host's pointer.
     pub fn hide_pointer(&mut self, hide: bool) {
         if hide != self.hidden {
@@ -247,13 +262,14 @@ impl ConsoleWindow {
     pub fn draw(
         &mut self,
         model: &mut Model,
+        serial: Option<&Serial>,
         pan: (f64, f64),
         event_loop: &ActiveEventLoop,
     ) -> Result<Vec<Ask>, ViewError> {
         let now = Instant::now();
         self.pace.drawn(now);
-        let asks =
-            if std::mem::take(&mut self.overlay_stale) { self.run_overlay(model, now, event_loop) } else { Vec::new() };
+        let stale = std::mem::take(&mut self.overlay_stale);
+        let asks = if stale { self.run_overlay(model, serial, now, event_loop) } else { Vec::new() };
         let picture = self.placement(model, pan);
         let cursor = picture.filter(|_| self.has_guest_cursor()).and_then(|p| {
             let (cursor, image) = (&self.cursor, self.cursor.image.as_ref()?);
@@ -273,7 +289,13 @@ impl ConsoleWindow {
         Ok(asks)
     }
 
-    fn run_overlay(&mut self, model: &mut Model, now: Instant, event_loop: &ActiveEventLoop) -> Vec<Ask> {
+    fn run_overlay(
+        &mut self,
+        model: &mut Model,
+        serial: Option<&Serial>,
+        now: Instant,
+        event_loop: &ActiveEventLoop,
+    ) -> Vec<Ask> {
         self.overlay_at = None;
         let input = self.egui_state.take_egui_input(&self.window);
         let focus = std::mem::take(&mut self.focus_toolbar);
@@ -281,7 +303,8 @@ impl ConsoleWindow {
         let output = self.egui.run_ui(input, |ui| {
             // egui may run twice to settle the layout; what was asked in the first run counts too.
             let mut asks = std::mem::take(&mut pass.asks);
-            pass = overlay::show(ui, model, focus, now);
+            let mut terminal = serial.map(Serial::terminal);
+            pass = overlay::show(ui, model, terminal.as_deref_mut(), focus, now);
             asks.append(&mut pass.asks);
             pass.asks = asks;
         });
@@ -297,6 +320,7 @@ impl ConsoleWindow {
         self.primitives = self.egui.tessellate(output.shapes, output.pixels_per_point);
         let scale = f64::from(self.pixels_per_point);
         self.area = pass.area.map_or_else(Area::default, |rect| physical(rect, scale));
+        self.terminal = pass.terminal.map(|rect| physical(rect, scale));
         self.floats = pass.floats.iter().map(|&rect| physical(rect, scale)).collect();
         pass.asks
     }

@@ -2,7 +2,8 @@
 //! history for those who come later, and to the clients that are attached; what clients send goes to the device.
 //!
 //! Nobody waits for anybody: a client that does not read is let go, a guest that does not read stops the clients that
-//! write to it.
+//! write to it. The one exception is the terminal that this process was started on, which may be a pipe to a program that
+//! takes its time: a stream waits for it.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -10,8 +11,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use vmm_core::backend::chardev::CharPort;
 
 use super::log::Log;
@@ -22,6 +24,8 @@ pub const HISTORY: usize = 64 * 1024;
 const MAX_PENDING: usize = 1 << 20;
 /// Clients of one stream.
 const MAX_CLIENTS: usize = 16;
+/// How long clients have at the end for what waits for them.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// What is read at once, bytes.
 const CHUNK: usize = 4096;
 /// How many chunks are read of one port before the others have their turn.
@@ -44,6 +48,9 @@ impl Line {
     /// Takes what the device sent. At most [`TURN`] chunks, so that no guest keeps the thread for itself; says whether
     /// there may be more.
     fn receive(&mut self) -> bool {
+        if self.is_held() {
+            return false;
+        }
         self.port.acknowledge();
         let mut chunk = [0; CHUNK];
         for _ in 0..TURN {
@@ -66,12 +73,18 @@ impl Line {
         true
     }
 
+    /// Whether it waits for a client.
+    fn is_held(&self) -> bool {
+        self.clients.iter().any(|client| client.waited_for && client.outgoing.len() >= HISTORY)
+    }
+
     /// Adds a client, who hears the history first.
-    fn attach(&mut self, stream: UnixStream) {
+    fn attach(&mut self, stream: UnixStream, waited_for: bool) {
         if self.clients.len() >= MAX_CLIENTS || stream.set_nonblocking(true).is_err() {
             return;
         }
-        self.clients.push(Client { stream, outgoing: self.history.clone(), listens_only: false, open: true });
+        let outgoing = self.history.clone();
+        self.clients.push(Client { stream, outgoing, waited_for, listens_only: false, open: true });
     }
 
     /// Moves what can be moved between the clients and the device, and drops the clients that are gone.
@@ -87,6 +100,8 @@ impl Line {
 struct Client {
     stream: UnixStream,
     outgoing: VecDeque<u8>,
+    /// It misses nothing: the stream waits.
+    waited_for: bool,
     /// It will send nothing more, and still listens.
     listens_only: bool,
     open: bool,
@@ -119,7 +134,7 @@ impl Client {
     /// Whether the other side closed both directions.
     fn is_gone(&self) -> bool {
         let mut fds = [interest(self.stream.as_fd(), PollFlags::empty())];
-        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
     }
 
@@ -143,7 +158,7 @@ fn is_temporary(error: &io::Error) -> bool {
 }
 
 enum Message {
-    Attach(usize, UnixStream),
+    Attach { line: usize, stream: UnixStream, waited_for: bool },
     Finish,
 }
 
@@ -169,11 +184,21 @@ impl Hub {
 
     /// Gives the stream with this number to a client, from its history on.
     pub fn attach(&self, line: usize, client: UnixStream) {
-        self.tell(Message::Attach(line, client));
+        self.tell(Message::Attach { line, stream: client, waited_for: false });
+    }
+
+    /// The same to a client for whom the stream waits when he does not read.
+    pub fn attach_patiently(&self, line: usize, client: UnixStream) {
+        self.tell(Message::Attach { line, stream: client, waited_for: true });
+    }
+
+    /// Ends the thread once it has taken in what the devices sent last, and told it.
+    pub fn finish(&self) {
+        self.tell(Message::Finish);
     }
 
     fn tell(&self, message: Message) {
-        // The thread ends only in drop.
+        // After the end there is nobody to tell.
         let _ = self.messages.send(message);
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
@@ -181,7 +206,7 @@ impl Hub {
 
 impl Drop for Hub {
     fn drop(&mut self) {
-        self.tell(Message::Finish);
+        self.finish();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -189,18 +214,17 @@ impl Drop for Hub {
 }
 
 fn run(mut lines: Vec<Line>, inbox: &Receiver<Message>, wake: &OwnedFd) {
-    let mut more = false;
+    let (mut more, mut finish) = (false, false);
     loop {
         if !more && wait(&lines, wake).is_err() {
             return;
         }
         let _ = rustix::io::read(wake, &mut [0; 8]);
-        let mut finish = false;
         while let Ok(message) = inbox.try_recv() {
             match message {
-                Message::Attach(line, stream) => {
+                Message::Attach { line, stream, waited_for } => {
                     if let Some(line) = lines.get_mut(line) {
-                        line.attach(stream);
+                        line.attach(stream, waited_for);
                     }
                 }
                 Message::Finish => finish = true,
@@ -212,8 +236,34 @@ fn run(mut lines: Vec<Line>, inbox: &Receiver<Message>, wake: &OwnedFd) {
             more |= line.receive();
             line.exchange();
         }
-        if finish && !more {
+        if finish && !more && !lines.iter().any(Line::is_held) {
+            take_leave(&mut lines);
             return;
+        }
+    }
+}
+
+/// Gives the clients what waits for them: those that are waited for all of it, the others as far as they read soon.
+fn take_leave(lines: &mut [Line]) {
+    let end = Instant::now() + FAREWELL;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let clients = lines.iter_mut().flat_map(|line| &mut line.clients);
+        let mut waiting: Vec<&mut Client> = clients
+            .filter(|client| client.open && !client.outgoing.is_empty() && (client.waited_for || !left.is_zero()))
+            .collect();
+        if waiting.is_empty() {
+            return;
+        }
+        let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(left.subsec_nanos().max(1_000_000)) };
+        let mut fds: Vec<_> = waiting.iter().map(|client| interest(client.stream.as_fd(), PollFlags::OUT)).collect();
+        let only_patient = left.is_zero();
+        if poll(&mut fds, (!only_patient).then_some(&timeout)).is_err_and(|error| error != rustix::io::Errno::INTR) {
+            return;
+        }
+        drop(fds);
+        for client in &mut waiting {
+            client.send();
         }
     }
 }
@@ -222,7 +272,9 @@ fn run(mut lines: Vec<Line>, inbox: &Receiver<Message>, wake: &OwnedFd) {
 fn wait(lines: &[Line], wake: &OwnedFd) -> io::Result<()> {
     let mut fds: Vec<PollFd<'_>> = vec![interest(wake.as_fd(), PollFlags::IN)];
     for line in lines {
-        fds.push(interest(line.port.as_fd(), PollFlags::IN));
+        if !line.is_held() {
+            fds.push(interest(line.port.as_fd(), PollFlags::IN));
+        }
         let room = line.port.room() > 0;
         if !room {
             fds.push(interest(line.port.writable(), PollFlags::IN));
@@ -329,6 +381,37 @@ mod tests {
             assert!(count > 0);
             heard += count;
         }
+    }
+
+    #[test]
+    fn a_client_that_is_waited_for_misses_nothing() {
+        let (hub, device) = hub(None);
+        let (mut client, theirs) = UnixStream::pair().unwrap();
+        hub.attach_patiently(0, theirs);
+        // More than all that is kept on the way: the device has to wait.
+        let mut sent = 0;
+        let mut full = 0;
+        while full < 1000 {
+            let count = device.write(&[b'x'; CHUNK]);
+            sent += count;
+            full = if count == 0 { full + 1 } else { 0 };
+            thread::yield_now();
+        }
+        let reader = thread::spawn(move || {
+            let mut all = Vec::new();
+            client.read_to_end(&mut all).unwrap();
+            all
+        });
+        let mut rest = 3 * MAX_PENDING;
+        while rest > 0 {
+            let count = device.write(&vec![b'x'; rest.min(CHUNK)]);
+            rest -= count;
+            sent += count;
+        }
+        device.write(b"end");
+        drop(hub);
+        let all = reader.join().unwrap();
+        assert!(all.len() >= sent && all.iter().filter(|&&byte| byte == b'x').count() == sent);
     }
 
     #[test]

@@ -147,12 +147,12 @@ fn wait(fds: &mut [PollFd<'_>]) -> io::Result<()> {
     }
 }
 
-/// Puts the serial port of a machine in this process on the terminal until the machine stops. The other streams, whom
-/// nobody listens to, are let run dry. `signals` is absent where another thread answers them.
+/// Puts the serial port of a machine in this process on the terminal until the machine stops, and answers signals. The
+/// other streams, whom nobody listens to, are let run dry.
 ///
 /// # Errors
 /// The terminal fails.
-pub(super) fn serve(session: &Session, streams: &Streams, signals: Option<&Signals>) -> io::Result<Ended> {
+pub(super) fn serve(session: &Session, streams: &Streams, signals: &Signals) -> io::Result<Ended> {
     let Streams { serial, console, debug } = streams;
     let mut input = Input::open();
     let mut output = Output::default();
@@ -178,11 +178,10 @@ pub(super) fn serve(session: &Session, streams: &Streams, signals: Option<&Signa
         }
         let taken = serial.write(&input.pending);
         input.pending.drain(..taken);
-        if signals.is_some_and(|signals| asked.answer(session, signals)) {
+        if asked.answer(session, signals) {
             return Ok(Ended::Signal);
         }
-        let mut fds: Vec<PollFd<'_>> =
-            signals.map(|signals| interest(signals.as_fd(), PollFlags::IN)).into_iter().collect();
+        let mut fds: Vec<PollFd<'_>> = vec![interest(signals.as_fd(), PollFlags::IN)];
         if !stopped {
             let always = [session.stopped(), console.as_fd(), debug.as_fd()];
             fds.extend(always.map(|fd| interest(fd, PollFlags::IN)));
@@ -217,9 +216,17 @@ pub(super) fn serve(session: &Session, streams: &Streams, signals: Option<&Signa
 /// The terminal or the connection fails.
 pub fn attach(attached: Attached) -> io::Result<()> {
     let Attached { received, stream } = attached;
-    if !show(&received)? {
-        return Ok(());
+    if show(&received)? {
+        relay(&stream)?;
     }
+    Ok(())
+}
+
+/// Moves what comes on a stream to the terminal and what is typed there to the stream, until either ends.
+///
+/// # Errors
+/// The terminal or the connection fails.
+pub(super) fn relay(stream: &UnixStream) -> io::Result<Ended> {
     stream.set_nonblocking(true)?;
     let mut input = Input::open();
     let mut said_all = false;
@@ -236,16 +243,16 @@ pub fn attach(attached: Attached) -> io::Result<()> {
         wait(&mut fds)?;
         let typed = reading && fds.last().is_some_and(|fd| !fd.revents().is_empty());
         if typed && input.read()? {
-            return Ok(());
+            return Ok(Ended::Escape);
         }
-        if !receive(&stream)? {
-            return Ok(());
+        if let Some(ended) = receive(stream)? {
+            return Ok(ended);
         }
         if !input.pending.is_empty() {
-            match rustix::io::write(&stream, &input.pending) {
+            match rustix::io::write(stream, &input.pending) {
                 Ok(count) => drop(input.pending.drain(..count)),
                 Err(Errno::AGAIN | Errno::INTR) => {}
-                Err(Errno::PIPE | Errno::CONNRESET) => return Ok(()),
+                Err(Errno::PIPE | Errno::CONNRESET) => return Ok(Ended::Stream),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -256,13 +263,13 @@ pub fn attach(attached: Attached) -> io::Result<()> {
     }
 }
 
-/// Shows what came; `false` when the stream or the output has ended.
-fn receive(stream: &UnixStream) -> io::Result<bool> {
+/// Shows what came, and says whether the stream or the output has ended.
+fn receive(stream: &UnixStream) -> io::Result<Option<Ended>> {
     let mut chunk = [0; CHUNK];
     match rustix::io::read(stream, &mut chunk) {
-        Ok(0) | Err(Errno::CONNRESET) => Ok(false),
-        Ok(count) => show(&chunk[..count]),
-        Err(Errno::AGAIN | Errno::INTR) => Ok(true),
+        Ok(0) | Err(Errno::CONNRESET) => Ok(Some(Ended::Stream)),
+        Ok(count) => Ok((!show(&chunk[..count])?).then_some(Ended::Output)),
+        Err(Errno::AGAIN | Errno::INTR) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use vmm_core::config::{Boot, DiskBus, DiskConfig, VmConfig};
 
+use super::hub::{Hub, Line};
 use super::launch::Announcement;
 use super::run::{RunError, end, finish};
 use super::signals::Signals;
@@ -113,7 +114,7 @@ fn without_window(
             super::run::wait(&session, signals).map_err(RunError::host("wait for the machine"))?;
             finish(&session)
         }
-        None => conclude(&session, terminal::serve(&session, &streams, Some(signals))),
+        None => conclude(&session, terminal::serve(&session, &streams, signals)),
     }
 }
 
@@ -155,7 +156,9 @@ fn with_window(
     signals: &Signals,
     announce: Option<&dyn Fn(&Announcement)>,
 ) -> Result<(), RunError> {
-    use super::window;
+    use super::{line, window};
+    use crate::control::Stream;
+    use std::os::unix::net::UnixStream;
     use std::sync::mpsc::channel;
     let options = window::options(&throwaway.title, &throwaway.config);
     let mut machine = None;
@@ -166,18 +169,25 @@ fn with_window(
         beginning(throwaway),
         |session, streams| {
             machine = Some(session.clone());
+            // The window's terminal is at the serial port too.
+            let Streams { serial, console, debug } = streams;
+            let lines = [serial, console, debug].map(|port| Line::new(port, None)).into();
+            let hub = Hub::start(lines).map_err(RunError::host("start the thread of the machine's streams"))?;
+            let hub = session.hub.get_or_init(|| hub);
             let Some(announce) = announce else {
+                let (ours, theirs) = UnixStream::pair().map_err(RunError::host("connect the terminal"))?;
+                hub.attach_patiently(line(Stream::Serial), theirs);
                 let thread = std::thread::Builder::new().name("terminal".into());
+                let session = session.clone();
                 let serve = move || {
-                    let ended = terminal::serve(&session, &streams, None);
-                    let concluded = conclude(&session, ended);
+                    let concluded = conclude(&session, terminal::relay(&ours));
                     let _ = told.send(concluded);
                 };
                 thread.spawn(serve).map_err(RunError::host("start a thread"))?;
                 return Ok(());
             };
             announce(&started(throwaway));
-            drain(&session, streams)
+            Ok(())
         },
         signals,
     );
@@ -186,7 +196,10 @@ fn with_window(
         end(&session);
     }
     let finished = finish(&session);
-    // The thread ends when the machine has stopped, and puts the terminal back.
+    if let Some(hub) = session.hub.get() {
+        hub.finish();
+    }
+    // The thread ends when it has shown the guest's last words, and puts the terminal back.
     let concluded = if announce.is_none() { terminal_ended.recv().unwrap_or(Ok(())) } else { Ok(()) };
     shown.and(finished).and(concluded)
 }

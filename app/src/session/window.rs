@@ -1,5 +1,6 @@
 //! A machine with its console window: the window has the main thread, the machine and its signals have others.
 
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
@@ -10,6 +11,7 @@ use super::run::RunError;
 use super::signals::Signals;
 use super::{Session, Start, Streams};
 use crate::console::{self, ConsoleSession, Options, Request};
+use crate::control::{Stream, server};
 use crate::manager;
 
 /// How the window of a machine opens.
@@ -56,10 +58,13 @@ pub fn show(
         }
         let (commanded, typed, saved) = (session.clone(), session.clone(), session.clone());
         let suspend: console::Suspend = Box::new(move || saved.suspend(&mut |_, _| true));
+        let (serial, port) = UnixStream::pair().map_err(RunError::host("connect the window with the serial port"))?;
+        let attached = server::Host::attach(&*session, Stream::Serial, port);
         Ok(ConsoleSession {
             screen: session.screen.clone(),
             keyboard: session.keyboard.clone(),
             pointer: session.pointer.clone(),
+            serial: attached.is_ok().then_some(serial),
             command: Box::new(move |command| commanded.send(command)),
             type_text: Box::new(move |text| typed.type_text(text)),
             suspend: session.library.is_some().then_some(suspend),

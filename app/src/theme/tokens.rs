@@ -246,6 +246,26 @@ pub static LIGHT: Tokens = Tokens {
     shadow: Color32::from_rgba_premultiplied(0, 0, 0, 36),
 };
 
+/// The 16 colours of a terminal (ECMA-48 §8.3.117, and their bright versions), on [`DARK`]'s screen.
+pub static ANSI: [Color32; 16] = [
+    rgb(0x16181b),
+    rgb(0xd9574f),
+    rgb(0x4fae6d),
+    rgb(0xc9a227),
+    rgb(0x5a92e0),
+    rgb(0xb26fd0),
+    rgb(0x3aa6b0),
+    rgb(0xc6c9ce),
+    rgb(0x74787f),
+    rgb(0xff8078),
+    rgb(0x6fd98f),
+    rgb(0xf2c94e),
+    rgb(0x82b4f7),
+    rgb(0xdb9aea),
+    rgb(0x63d2dc),
+    rgb(0xffffff),
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,6 +282,16 @@ mod tests {
     fn contrast(a: Color32, b: Color32) -> f32 {
         let (a, b) = (luminance(a), luminance(b));
         (a.max(b) + 0.05) / (a.min(b) + 0.05)
+    }
+
+    #[test]
+    fn a_terminals_colours_read_at_4_5_to_1_on_its_screen() {
+        for (n, &color) in ANSI.iter().enumerate().filter(|(n, _)| *n != 0 && *n != 8) {
+            let ratio = contrast(color, DARK.screen);
+            assert!(ratio >= 4.5, "colour {n} is {ratio:.2}:1");
+        }
+        assert!(contrast(ANSI[8], DARK.screen) >= 3.0);
+        assert!(contrast(DARK.text, DARK.selection) >= 4.5);
     }
 
     #[test]
