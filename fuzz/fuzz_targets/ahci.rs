@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use libfuzzer_sys::fuzz_target;
 use orangery_fuzz::Choices;
-use vmm_core::backend::disk::{Control, Medium, MemoryDisk};
+use vmm_core::backend::disk::{Control, DiskError, Medium, MemoryDisk};
 use vmm_core::base::{Component, GuestAddress, GuestMemory, InlineExecutor, Section};
 use vmm_core::devices::ahci::{Ahci, AhciParts, Drive};
 use vmm_core::hw::Bus;
@@ -58,7 +58,7 @@ fn disc() -> Medium {
 }
 
 impl Machine {
-    fn new(memory: GuestMemory, readonly: bool) -> Machine {
+    fn new(memory: GuestMemory, readonly: bool, has_disc: bool) -> Machine {
         let (disk, control) = MemoryDisk::new(vec![0x5a; SIZE], readonly);
         let executor = InlineExecutor::new().expect("an executor");
         let parts = AhciParts {
@@ -68,9 +68,10 @@ impl Machine {
             msi: Arc::new(FakeMsi::default()),
             line: Arc::new(FakeLine::default()),
             problems: Arc::new(|_, _| ()),
+            stalls: Arc::new(|_, _| ()),
             ejected: Arc::new(|_| ()),
         };
-        let drives = vec![Drive::Disk(Box::new(disk), "disk0".into()), Drive::Cd(Some(disc()))];
+        let drives = vec![Drive::Disk(Box::new(disk), "disk0".into()), Drive::Cd(has_disc.then(disc))];
         let ahci = Ahci::new(parts, drives).expect("a controller");
         let bus = Arc::new(Bus::default());
         let root = PciRoot::new(bus.clone(), Arc::new(Bus::default()));
@@ -148,7 +149,8 @@ impl Machine {
     fn moved(self, readonly: bool) -> Machine {
         self.ahci.pause();
         let section: Section = self.ahci.save().expect("a state");
-        let other = Machine::new(self.memory.clone(), readonly);
+        // A disc that the guest ejected is not put in again.
+        let other = Machine::new(self.memory.clone(), readonly, self.ahci.has_medium(1));
         other.ahci.pause();
         other.ahci.restore(&section).expect("its own state");
         assert_eq!(other.ahci.save().expect("a state"), section);
@@ -162,7 +164,7 @@ fuzz_target!(|data: &[u8]| {
     let mut choices = Choices::new(data);
     let readonly = choices.u8() % 8 == 7;
     let memory = GuestMemory::new(RAM).expect("memory");
-    let mut machine = Machine::new(memory, readonly);
+    let mut machine = Machine::new(memory, readonly, true);
     machine.map();
     machine.start(0);
     machine.start(1);
@@ -186,7 +188,11 @@ fuzz_target!(|data: &[u8]| {
                 machine.put(at, choices.bytes(len));
             }
             9 => machine.control.hold(true),
-            10 => machine.control.hold(false),
+            10 if choices.u8() % 4 == 0 => machine.control.fail(Some(|| DiskError::Full)),
+            10 => {
+                machine.control.hold(false);
+                machine.control.fail(None);
+            }
             11 => {
                 let port = u64::from(choices.u8() % 2);
                 machine.port(port, PX_CMD, 0x16);
@@ -212,6 +218,7 @@ fuzz_target!(|data: &[u8]| {
         }
     }
     machine.control.hold(false);
+    machine.control.fail(None);
     machine.ahci.pause();
     machine.ahci.resume();
     machine.run();

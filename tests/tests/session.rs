@@ -273,13 +273,33 @@ fn a_throwaway_machine_takes_pipes_and_leaves_nothing() {
     assert_eq!(left.len(), 2, "{left:?}");
 }
 
+#[test]
+fn the_largest_machine_starts_where_programs_may_open_1024_files() {
+    let Some(bench) = Bench::new("the_largest_machine_starts_where_programs_may_open_1024_files") else { return };
+    let probe = bench.dir.path().join("probe.elf");
+    std::fs::write(&probe, orangery_assets::PROBE_ELF).unwrap();
+    let mut boot = format!(
+        "ulimit -S -n 1024 && exec '{}' boot --headless --memory 128 --cpus 64 --kernel '{}' --cmdline 'test=none then=off'",
+        orangery().unwrap().display(),
+        probe.display(),
+    );
+    for _ in 0..16 {
+        boot += " --new-disk 1M,bus=nvme";
+    }
+    let mut command = Command::new("timeout");
+    command.args(["--signal=KILL", "300", "sh", "-c", &boot]).stdin(Stdio::null()).env("TMPDIR", bench.dir.path());
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("probe: hello"), "{output:?}");
+}
+
 /// Fills a file system of 4 MiB with a guest's disk of 16 MiB, makes room once the machine is paused, and resumes it.
 const FULL_DISK: &str = r#"
 set -eu
 mount -t tmpfs -o size=4m full "$HOST"
 truncate -s 16M "$HOST/disk.img"
-"$ORANGERY" create a --memory 64 --cpus 1 --net none --disk "$HOST/disk.img" \
-    --kernel "$PROBE" --cmdline 'test=blk-pattern blkfill=77'
+"$ORANGERY" create a --memory 64 --cpus 1 --net none --disk "$HOST/disk.img,bus=$BUS" \
+    --kernel "$PROBE" --cmdline "$WORDS"
 "$ORANGERY" start a --headless
 until "$ORANGERY" show a --json | grep -q '"state":"paused"'; do sleep 0.1; done
 "$ORANGERY" show a --json
@@ -291,13 +311,25 @@ cp "$HOST/disk.img" "$COPY"
 
 #[test]
 fn a_full_host_disk_pauses_the_machine_and_nothing_is_lost() {
-    let Some(bench) = Bench::new("a_full_host_disk_pauses_the_machine_and_nothing_is_lost") else { return };
+    let name = "a_full_host_disk_pauses_the_machine_and_nothing_is_lost";
+    for (bus, words) in [
+        ("virtio", "test=blk-pattern blkfill=77"),
+        ("sata", "test=disk-pattern diskfill=77"),
+        ("nvme", "test=nvme-pattern nvmefill=77"),
+    ] {
+        let Some(bench) = Bench::new(name) else { return };
+        a_full_host_disk(&bench, bus, words);
+    }
+}
+
+fn a_full_host_disk(bench: &Bench, bus: &str, words: &str) {
     let file = |name: &str| bench.dir.path().join(name);
     std::fs::write(file("probe.elf"), orangery_assets::PROBE_ELF).unwrap();
     std::fs::create_dir(file("host")).unwrap();
     // A namespace of its own may mount a small file system without being root.
     let mut command = Command::new("timeout");
     command.args(["--signal=KILL", "120", "unshare", "--map-root-user", "--mount", "sh", "-c", FULL_DISK]);
+    command.env("BUS", bus).env("WORDS", words);
     command.env("ORANGERY", orangery().unwrap()).env("ORANGERY_LIBRARY", file("machines"));
     command.env("XDG_RUNTIME_DIR", file("run")).env_remove("DISPLAY").env_remove("WAYLAND_DISPLAY");
     command.env("HOST", file("host")).env("PROBE", file("probe.elf")).env("COPY", file("copy.img"));

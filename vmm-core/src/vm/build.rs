@@ -113,12 +113,12 @@ impl Machine {
         // The chipset and what has been at fixed ports since before PCI.
         let io = maker.worker("io")?;
         let timers = "could not create a timer";
-        let power = Arc::new(host(timers, PmBlock::new(Arc::new(HostClock), kvm.line(9), io.clone()))?);
+        let power = Arc::new(host(timers, PmBlock::new(Arc::new(HostClock), pirq.fixed(9), io.clone()))?);
         let sizes = CmosSizes { low_ram: memory.low_top(), high_ram: memory.high_size(), cpus: config.cpus as u16 };
-        let rtc = Arc::new(host(timers, Rtc::new(sizes, Arc::new(HostClock), kvm.line(8), io.clone()))?);
-        let serial = Arc::new(Serial::new("com1", ports.serial, kvm.line(4), io.clone()));
+        let rtc = Arc::new(host(timers, Rtc::new(sizes, Arc::new(HostClock), pirq.fixed(8), io.clone()))?);
+        let serial = Arc::new(Serial::new("com1", ports.serial, pirq.fixed(4), io.clone()));
         let (keys, pointer) = (ports.keyboard.clone(), ports.pointer.clone());
-        let i8042 = I8042::new(keys, pointer, kvm.line(1), kvm.line(12), io.clone());
+        let i8042 = I8042::new(keys, pointer, pirq.fixed(1), pirq.fixed(12), io.clone());
         let i8042 = Arc::new(host(timers, i8042)?);
         let reset = Arc::new(ResetControl::new(root.config_ports()));
         let port_92 = Arc::new(Port92::default());
@@ -373,6 +373,7 @@ impl Maker<'_> {
             msi: self.kvm.clone(),
             line: self.pirq.line(slot::CHIPSET, 0),
             problems: self.problems.clone(),
+            stalls: self.stalls.clone(),
             ejected: Arc::new(move |drive| notify(&messages, Notice::Ejected { drive })),
         };
         let ahci = host("could not create the SATA controller", Ahci::new(parts, drives))?;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::command::{Command, TaskFile};
 use super::registers::{SLOTS, status};
 use super::{ABORTED, GOOD, Outcome, aborted, good, identify, identity};
-use crate::backend::disk::{Complaints, Completion, Disk, Geometry, Request, SECTOR};
+use crate::backend::disk::{Complaints, Completion, Disk, DiskError, Geometry, Request, SECTOR};
 use crate::base::{GuestMemory, MemoryError};
 
 /// Command codes (ATA8-ACS §7; the last six from ATA-3 and ATA/ATAPI-6, for systems of their time).
@@ -198,6 +198,8 @@ struct Pending {
     /// Answers of the disk still to come.
     parts: usize,
     failed: Option<TaskFile>,
+    /// The host's disk had no room: it is to be done again, from its start.
+    full: bool,
     broken: Option<MemoryError>,
     complaint: Option<String>,
 }
@@ -308,6 +310,7 @@ impl AtaDisk {
             current: 0,
             parts: 0,
             failed: None,
+            full: false,
             broken: None,
             complaint: None,
         };
@@ -360,7 +363,8 @@ impl AtaDisk {
                 None => self.answered()?,
             };
             let Some(mut pending) = self.pending.get_mut(slot).and_then(Option::take) else { continue };
-            let over = pending.failed.is_some() || pending.broken.is_some() || pending.owner.epoch != now;
+            let given_up = pending.failed.is_some() || pending.full || pending.broken.is_some();
+            let over = given_up || pending.owner.epoch != now;
             if pending.parts == 0 && pending.left > 0 && !over {
                 self.ask(memory, slot, &mut pending);
                 self.disk.kick();
@@ -378,7 +382,9 @@ impl AtaDisk {
         let slot = token as usize;
         if let Some(pending) = self.pending.get_mut(slot).and_then(Option::as_mut) {
             pending.parts = pending.parts.saturating_sub(1);
-            if let Err(error) = result {
+            if matches!(result, Err(DiskError::Full)) {
+                pending.full = true;
+            } else if let Err(error) = result {
                 pending.complaint = self.complaints.about(&error).or(pending.complaint.take());
                 let error =
                     if matches!(pending.transfer, Some(Transfer::Read { .. })) { UNCORRECTABLE } else { ABORTED };
@@ -414,6 +420,9 @@ impl AtaDisk {
     fn end(&mut self, memory: &GuestMemory, mut pending: Pending, now: u64) -> Finished {
         let complaint = pending.complaint.take();
         let owner = pending.owner;
+        if pending.full && pending.broken.is_none() {
+            return Finished { owner, outcome: Ok(Outcome::Returned(pending.queued)), complaint };
+        }
         let outcome = match (pending.broken.take(), pending.failed, pending.queued) {
             (Some(error), ..) => Err(error),
             (None, None, true) => Ok(Outcome::Queued),

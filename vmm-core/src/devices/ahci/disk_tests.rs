@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::registers::is;
+use super::registers::{SLOTS, is};
 use super::tests::*;
 use super::*;
 use crate::backend::disk::{Control, DiskError, MemoryDisk};
@@ -422,14 +422,14 @@ fn what_the_host_fails_at_is_an_error_of_one_command_and_told_once() {
     let (second, second_control) = disk(false);
     let driver = Driver::with(vec![disk_drive, second]);
     driver.start(0);
-    control.fail(Some(|| DiskError::Full));
+    control.fail(Some(|| DiskError::Shrunk));
     assert_eq!(driver.writes(&simple(0x35, 0, 1), &[1; 512]).0, 4);
     assert_eq!(driver.writes(&simple(0x35, 0, 1), &[1; 512]).0, 4);
     assert_eq!(driver.command(&simple(0xea, 0, 0), &[]).0, 4);
-    control.fail(Some(|| DiskError::Shrunk));
     assert_eq!(driver.command(&simple(0x25, 1, 1), &[(BUFFER, 512)]).0, 0x40);
     let problems = driver.problems.lock().unwrap().clone();
-    assert!(problems.len() == 2 && problems[0].contains("free some space"), "{problems:?}");
+    assert!(problems.len() == 1 && problems[0].contains("cut short"), "{problems:?}");
+    assert!(driver.stalls.lock().unwrap().is_empty());
     control.fail(None);
     assert_eq!(driver.command(&simple(0x25, 1, 1), &[(BUFFER, 512)]).0, 0);
     // A disk that hangs keeps no other port.
@@ -444,6 +444,95 @@ fn what_the_host_fails_at_is_an_error_of_one_command_and_told_once() {
     control.hold(false);
     driver.resume_disk();
     assert_eq!(driver.port(0, PX_CI), 0);
+}
+
+/// Writes of a sector each that the driver started: queued ones, or one that is not.
+fn full_host(queue: bool) -> (Driver, Control, u32) {
+    let (driver, control) = one_disk();
+    control.fail(Some(|| DiskError::Full));
+    driver.memory.fill(GuestAddress(BUFFER), 512, 0x77).unwrap();
+    let slots: u32 = if queue { 0b1011_0100 } else { 0b100 };
+    for slot in (0..SLOTS.into()).filter(|slot| slots & 1 << slot != 0) {
+        let command = if queue { queued(0x61, slot, slot, 1) } else { simple(0x35, slot, 1) };
+        driver.prepare(slot, &command, &[], &[(BUFFER, 512)]);
+    }
+    driver.set_port(0, PX_IS, u32::MAX);
+    driver.set_port(0, PX_SACT, if queue { slots } else { 0 });
+    driver.issue(0, slots);
+    (driver, control, slots)
+}
+
+#[test]
+fn a_full_host_pauses_the_machine_and_no_write_fails_or_is_lost() {
+    for (queue, moved) in [(false, false), (false, true), (true, false), (true, true)] {
+        let (driver, mut control, slots) = full_host(queue);
+        let (active, issued) = if queue { (slots, 0) } else { (0, slots) };
+        let shown = |driver: &Driver| (driver.port(0, PX_SACT), driver.port(0, PX_CI), driver.port(0, PX_IS));
+        let stalls = std::mem::take(&mut *driver.stalls.lock().unwrap());
+        assert!(stalls.len() == 1 && stalls[0].contains("no space left"), "{stalls:?}");
+        assert_eq!(shown(&driver), (active, issued, 0), "for the driver it goes on");
+        driver.run();
+        assert!(driver.stalls.lock().unwrap().is_empty() && driver.problems.lock().unwrap().is_empty(), "it was said");
+        // Still full: the machine is paused once more.
+        driver.ahci.pause();
+        driver.ahci.resume();
+        driver.run();
+        assert_eq!(std::mem::take(&mut *driver.stalls.lock().unwrap()).len(), 1);
+        assert_eq!(shown(&driver), (active, issued, 0));
+        driver.ahci.pause();
+        control.fail(None);
+        let driver = if moved {
+            let section = driver.ahci.save().unwrap();
+            let (disk, others) = MemoryDisk::new(pattern(), false);
+            control = others;
+            let other = Driver::with(vec![Drive::Disk(Box::new(disk), "disk0".into())]);
+            other.ahci.pause();
+            other.ahci.restore(&section).unwrap();
+            assert_eq!(other.ahci.save().unwrap(), section);
+            other.root.refresh();
+            other.memory.write(GuestAddress(0), &driver.bytes(0, RAM as usize)).unwrap();
+            other
+        } else {
+            driver
+        };
+        driver.ahci.resume();
+        driver.run();
+        let end = if queue { is::DEVICE_BITS } else { is::D2H };
+        assert_eq!(shown(&driver), (0, 0, end));
+        assert_eq!(driver.port(0, PX_TFD), 0x50);
+        let mut expected = pattern();
+        for slot in (0..32).filter(|slot| slots & 1 << slot != 0) {
+            expected[slot * SECTOR..(slot + 1) * SECTOR].fill(0x77);
+        }
+        assert!(control.bytes() == expected);
+    }
+}
+
+#[test]
+fn a_driver_that_gives_up_on_a_full_host_gets_a_fresh_port() {
+    // By stopping the port, by a reset of the device, and by one of the whole controller.
+    for way in 0..3 {
+        let (driver, control, slots) = full_host(true);
+        match way {
+            0 => driver.set_port(0, PX_CMD, 0x16),
+            1 => {
+                driver.set_port(0, 0x2c, 0x301);
+                driver.set_port(0, 0x2c, 0x300);
+            }
+            _ => driver.write(4, 1),
+        }
+        driver.run();
+        driver.ahci.pause();
+        control.fail(None);
+        driver.ahci.resume();
+        driver.run();
+        assert_eq!((driver.port(0, PX_SACT), driver.port(0, PX_CI)), (0, 0), "{way} {slots:x}");
+        assert!(control.bytes() == pattern(), "what was given up is not written");
+        if way != 1 {
+            driver.start(0);
+        }
+        driver.identify();
+    }
 }
 
 #[test]

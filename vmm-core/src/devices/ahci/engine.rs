@@ -12,6 +12,7 @@ use super::command::{Command, TaskFile};
 use super::disk::{self, AtaDisk, Finished, Owner, Started};
 use super::registers::{self, Effect, Hba, SLOTS, Taken, is, status};
 use super::{ABORTED, GOOD, Msi, Outcome, aborted, good, identify, identity};
+use crate::backend::disk::DiskError;
 use crate::base::{GuestMemory, MemoryError, Task};
 use crate::hw::{IrqLine, ProblemSink};
 
@@ -42,6 +43,7 @@ pub(super) struct Shared {
     pub line: Arc<dyn IrqLine>,
     pub intx_disabled: AtomicBool,
     pub problems: ProblemSink,
+    pub stalls: ProblemSink,
     pub ejected: Arc<dyn Fn(usize) + Send + Sync>,
 }
 
@@ -150,6 +152,10 @@ impl Shared {
             if let Some(complaint) = complaint {
                 (self.problems)(&disk.name, complaint);
             }
+            let returned = owner.epoch == epoch && matches!(outcome, Ok(Outcome::Returned(_)));
+            if returned && lock(&self.hba).ports[port].stall() {
+                (self.stalls)(&disk.name, format!("{}; free some, then resume the machine", DiskError::Full));
+            }
             drop(disk);
             if matches!(outcome, Ok(Outcome::Queued)) && owner.epoch == epoch {
                 batch.epoch = epoch;
@@ -233,6 +239,10 @@ impl Shared {
             Outcome::Done(task_file) => (task_file, None),
             Outcome::PioIn(task_file, len) => (task_file, Some(len)),
             Outcome::Queued => return self.finish_queued(port, 1 << slot, good()),
+            Outcome::Returned(queued) => {
+                port.put_back(slot, queued);
+                return Ok(0);
+            }
             Outcome::QueueFailed(task_file) => {
                 let bits = self.finish_queued(port, 0, task_file)?;
                 port.halt();

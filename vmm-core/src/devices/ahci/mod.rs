@@ -53,6 +53,8 @@ pub struct AhciParts {
     pub line: Arc<dyn IrqLine>,
     /// Who is told when the host fails.
     pub problems: ProblemSink,
+    /// Who is told when the host's disk is full, and pauses the machine until there is room.
+    pub stalls: ProblemSink,
     /// Called with a drive's number when the guest ejected its medium; on the controller's thread.
     pub ejected: Arc<dyn Fn(usize) + Send + Sync>,
 }
@@ -113,6 +115,8 @@ enum Outcome {
     Queued,
     /// A queued command failed, and with it the queue.
     QueueFailed(TaskFile),
+    /// The host's disk is full: it is to be done again. True: it is a queued command.
+    Returned(bool),
     /// The control register was written.
     Control(u8),
 }
@@ -149,7 +153,7 @@ impl Ahci {
     /// A controller with these drives, at most [`PORTS`], in the order of the ports. Fails when the host is out of file
     /// descriptors.
     pub fn new(parts: AhciParts, drives: Vec<Drive>) -> io::Result<Arc<Ahci>> {
-        let AhciParts { name, memory, executor, msi, line, problems, ejected } = parts;
+        let AhciParts { name, memory, executor, msi, line, problems, stalls, ejected } = parts;
         let devices = drives.into_iter().take(PORTS).map(|drive| match drive {
             Drive::Cd(medium) => Device::Cd(Mutex::new(CdDrive::new(medium))),
             Drive::Disk(disk, name) => Device::Disk(Box::new(Mutex::new(AtaDisk::new(disk, name)))),
@@ -189,6 +193,7 @@ impl Ahci {
             line,
             intx_disabled: AtomicBool::new(false),
             problems,
+            stalls,
             ejected,
         });
         let task = executor.submit(Box::new(Worker { shared: shared.clone() }));
@@ -297,6 +302,8 @@ impl Component for Ahci {
     }
 
     fn resume(&self) {
+        // There may be room again.
+        lock(&self.shared.hba).go_on();
         lock(&self.task).get_or_insert_with(|| self.executor.submit(Box::new(Worker { shared: self.shared.clone() })));
         let _ = self.shared.bell.write(1);
     }

@@ -95,6 +95,10 @@ pub(super) struct Port {
     running: u32,
     /// Those among them that are queued in the device and whose results are wanted, by tag.
     queued: u32,
+    /// Queued commands that the device took and put back, by tag: they are to be done again.
+    returned: u32,
+    /// Something was put back because the host's disk is full: nothing is taken until the machine was paused and goes on.
+    stalled: bool,
     /// The device comes out of its reset once nothing runs any more.
     resetting: bool,
     /// Counts what makes running commands' results unwanted.
@@ -128,6 +132,8 @@ pub struct PortState {
     issued: u32,
     halted: bool,
     soft_reset: bool,
+    #[serde(default)]
+    returned: u32,
 }
 
 impl Port {
@@ -147,6 +153,8 @@ impl Port {
             soft_reset: false,
             running: 0,
             queued: 0,
+            returned: 0,
+            stalled: false,
             resetting: false,
             epoch: 0,
         };
@@ -284,6 +292,7 @@ impl Port {
     fn abandon(&mut self) {
         self.epoch += 1;
         self.queued = 0;
+        self.returned = 0;
     }
 
     /// The next command to run, if one may run now: beside queued ones, but not beside another or one that was
@@ -291,14 +300,16 @@ impl Port {
     pub fn take(&mut self) -> Option<Taken> {
         let free = self.running == self.queued.count_ones();
         let may = self.command & cmd::START != 0 && !self.halted && free && self.control & SCTL_DET == 0;
-        if !may || self.device.is_none() || self.issued == 0 {
+        let waiting = self.issued | self.returned;
+        if !may || self.stalled || self.device.is_none() || waiting == 0 {
             return None;
         }
         // Slots take turns: the first issued one after the last that ran.
         let last = (self.command & cmd::SLOT_MASK) >> cmd::SLOT_SHIFT;
-        let turned = self.issued.rotate_right(last + 1);
+        let turned = waiting.rotate_right(last + 1);
         let slot = (turned.trailing_zeros() + last + 1) % SLOTS;
         self.command = self.command & !cmd::SLOT_MASK | slot << cmd::SLOT_SHIFT;
+        self.returned &= !(1 << slot);
         self.running += 1;
         Some(Taken { slot, epoch: self.epoch, list: self.list, queued: self.queued })
     }
@@ -317,6 +328,20 @@ impl Port {
     pub fn enqueue(&mut self, slot: u32) {
         self.issued &= !(1 << slot);
         self.queued |= 1 << slot;
+    }
+
+    /// A slot's command is to be done again. For the driver it goes on all the while: its slot stays issued or, where it is
+    /// a queued one, active.
+    pub fn put_back(&mut self, slot: u32, queued: bool) {
+        if queued {
+            self.queued &= !(1 << slot);
+            self.returned |= 1 << slot;
+        }
+    }
+
+    /// Takes nothing more. True: it did until now.
+    pub fn stall(&mut self) -> bool {
+        !std::mem::replace(&mut self.stalled, true)
     }
 
     /// Queued commands are over, by tag.
@@ -366,8 +391,10 @@ impl Port {
             issued,
             halted,
             soft_reset,
+            returned,
             running: _,
             queued: _,
+            stalled: _,
             resetting: _,
             epoch: _,
         } = *self;
@@ -383,6 +410,7 @@ impl Port {
             issued,
             halted,
             soft_reset,
+            returned,
         }
     }
 
@@ -399,6 +427,7 @@ impl Port {
             issued,
             halted,
             soft_reset,
+            returned,
         } = *state;
         *self = Port {
             device: self.device,
@@ -415,6 +444,8 @@ impl Port {
             soft_reset,
             running: 0,
             queued: 0,
+            returned,
+            stalled: false,
             resetting: false,
             epoch: self.epoch + 1,
         };
@@ -488,6 +519,11 @@ impl Hba {
         self.interrupt_status = 0;
         self.control = GHC_AHCI | GHC_RESET;
         self.settle();
+    }
+
+    /// The machine was paused and goes on: what was put back is tried again.
+    pub fn go_on(&mut self) {
+        self.ports.iter_mut().for_each(|port| port.stalled = false);
     }
 
     /// Ends a reset once nothing runs any more.

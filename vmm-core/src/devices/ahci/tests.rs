@@ -40,6 +40,7 @@ pub(super) struct Driver {
     line: FakeLine,
     ejected: Arc<Mutex<Vec<usize>>>,
     pub problems: Arc<Mutex<Vec<String>>>,
+    pub stalls: Arc<Mutex<Vec<String>>>,
 }
 
 /// A disc on which byte `i` tells where it is.
@@ -65,7 +66,8 @@ impl Driver {
         let (msi, line) = (FakeMsi::default(), FakeLine::default());
         let ejected: Arc<Mutex<Vec<usize>>> = Arc::default();
         let problems: Arc<Mutex<Vec<String>>> = Arc::default();
-        let (told, log) = (ejected.clone(), problems.clone());
+        let stalls: Arc<Mutex<Vec<String>>> = Arc::default();
+        let (told, log, stalled) = (ejected.clone(), problems.clone(), stalls.clone());
         let parts = AhciParts {
             name: "ahci".into(),
             memory: memory.clone(),
@@ -73,13 +75,14 @@ impl Driver {
             msi: Arc::new(msi.clone()),
             line: Arc::new(line.clone()),
             problems: Arc::new(move |_, message| lock(&log).push(message)),
+            stalls: Arc::new(move |_, message| lock(&stalled).push(message)),
             ejected: Arc::new(move |drive| lock(&told).push(drive)),
         };
         let ahci = Ahci::new(parts, drives).unwrap();
         let bus = Arc::new(Bus::default());
         let root = PciRoot::new(bus.clone(), Arc::new(Bus::default()));
         root.add(PciAddress::new(0x1f, 2), ahci.clone());
-        let driver = Driver { ahci, bus, root, memory, executor, msi, line, ejected, problems };
+        let driver = Driver { ahci, bus, root, memory, executor, msi, line, ejected, problems, stalls };
         driver.map();
         driver
     }
