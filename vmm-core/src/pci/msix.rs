@@ -130,7 +130,8 @@ impl Msix {
         let mut table = lock(&self.table);
         for (i, chunk) in data.chunks_exact(4).enumerate() {
             let at = offset as usize + 4 * i;
-            let Some(entry) = table.entries.get_mut(at / ENTRY) else { return };
+            // What was written before the table's end counts.
+            let Some(entry) = table.entries.get_mut(at / ENTRY) else { break };
             let mut word = [0; 4];
             word.copy_from_slice(chunk);
             entry.words[at % ENTRY / 4] = u32::from_le_bytes(word);
@@ -228,6 +229,17 @@ mod tests {
         msix.write_table(vector * 16, &0xfee0_0000u64.to_le_bytes());
         msix.write_table(vector * 16 + 8, &data.to_le_bytes());
         msix.write_table(vector * 16 + 12, &[0; 4]);
+    }
+
+    #[test]
+    fn a_vector_that_is_unmasked_by_a_write_over_the_table_s_end_sends_what_is_pending() {
+        let (msix, sink) = msix();
+        msix.set_control(CONTROL_ENABLE);
+        msix.write_table(2 * 16, &0xfee0_0000u64.to_le_bytes());
+        msix.trigger(2);
+        assert_eq!(sink.take(), []);
+        msix.write_table(2 * 16 + 12, &[0; 8]);
+        assert_eq!(sink.take(), [MsiMessage { address: 0xfee0_0000, data: 0 }]);
     }
 
     #[test]
