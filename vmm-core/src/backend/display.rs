@@ -108,7 +108,8 @@ pub struct CursorImage {
 
 /// Receives what a graphics device shows. Called from the device's thread; must not block.
 pub trait DisplaySink: Send {
-    /// The scanout has a new size, or shows nothing (`None`). The next `present` covers all of it.
+    /// The scanout has a new size, or shows nothing (`None`). The next `present` covers all of it; until it comes, what was
+    /// shown before stays to be seen.
     fn mode(&mut self, scanout: u32, mode: Option<Mode>);
     /// `damage` of `frame` changed since the last call. `frame.mode` is the last mode set.
     fn present(&mut self, scanout: u32, frame: Frame<'_>, damage: Rect);
@@ -132,6 +133,8 @@ pub struct Screen {
 #[derive(Default)]
 struct Shared {
     mode: Option<Mode>,
+    /// The mode that begins with the next picture: nobody is to see an empty one.
+    next_mode: Option<Mode>,
     pixels: Vec<u8>,
     damage: Vec<Rect>,
     mode_changed: bool,
@@ -225,17 +228,12 @@ impl DisplaySink for ScreenSink {
             return;
         }
         self.0.update(|s| {
-            if s.mode == mode {
-                return false;
+            s.next_mode = mode.filter(|_| s.mode != mode);
+            let off = mode.is_none() && s.mode.is_some();
+            if off {
+                s.set_mode(None);
             }
-            s.mode = mode;
-            s.mode_changed = true;
-            s.damage.clear();
-            s.pixels.clear();
-            let bytes = mode.map_or(0, |m| m.width as usize * m.height as usize * BYTES_PER_PIXEL);
-            s.pixels.resize(bytes, 0);
-            s.frames += 1;
-            true
+            off
         });
     }
 
@@ -245,6 +243,9 @@ impl DisplaySink for ScreenSink {
         }
         self.0.update(|s| {
             let damage = damage.clip(frame.mode);
+            if !damage.is_empty() && s.next_mode.take_if(|next| *next == frame.mode).is_some() {
+                s.set_mode(Some(frame.mode));
+            }
             if s.mode != Some(frame.mode) || damage.is_empty() {
                 return false;
             }
@@ -277,6 +278,16 @@ impl DisplaySink for ScreenSink {
 }
 
 impl Shared {
+    fn set_mode(&mut self, mode: Option<Mode>) {
+        self.mode = mode;
+        self.mode_changed = true;
+        self.damage.clear();
+        self.pixels.clear();
+        let bytes = mode.map_or(0, |m| m.width as usize * m.height as usize * BYTES_PER_PIXEL);
+        self.pixels.resize(bytes, 0);
+        self.frames += 1;
+    }
+
     /// Adds a rectangle; joins it to one it wastes little with, and all to one when there are many.
     fn add_damage(&mut self, rect: Rect) {
         for old in &mut self.damage {
@@ -322,6 +333,27 @@ mod tests {
             assert_eq!(u.pixels[32 + 8], 7);
         });
         screen.take(|u| assert!(!u.mode_changed && u.damage.is_empty()));
+    }
+
+    #[test]
+    fn a_new_mode_begins_with_its_first_picture() {
+        let screen = Screen::new(|| ());
+        let mut sink = screen.sink();
+        sink.mode(0, Some(MODE));
+        assert_eq!(screen.mode(), None, "there is nothing to be seen yet");
+        sink.present(0, frame(&[7; 128]), Rect::full(MODE));
+        let small = Mode { width: 2, height: 1 };
+        sink.mode(0, Some(small));
+        assert_eq!(screen.snapshot(), Some((MODE, vec![7; 128])), "the old picture stays");
+        sink.present(0, frame(&[8; 128]), Rect::full(MODE));
+        sink.mode(0, Some(MODE));
+        sink.present(0, Frame { mode: small, stride: 8, pixels: &[1; 8] }, Rect::full(small));
+        assert_eq!(screen.mode(), Some(MODE), "it was thought better of");
+        sink.mode(0, Some(small));
+        sink.present(0, Frame { mode: small, stride: 8, pixels: &[1; 8] }, Rect::full(small));
+        assert_eq!(screen.snapshot(), Some((small, vec![1; 8])));
+        sink.mode(0, None);
+        assert_eq!(screen.snapshot(), None);
     }
 
     #[test]

@@ -119,7 +119,7 @@ impl Monitor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::display::Screen;
+    use crate::backend::display::{Frame, Rect, Screen};
 
     const MODE: Mode = Mode { width: 640, height: 480 };
 
@@ -127,7 +127,13 @@ mod tests {
     fn only_the_painter_whose_turn_it_is_can_show_something() {
         let screen = Screen::new(|| ());
         let monitor = Monitor::new(screen.sink(), MODE).unwrap();
-        let show = |painter| monitor.paint(painter, |sink| sink.mode(0, Some(MODE)));
+        let pixels = vec![7; 640 * 480 * 4];
+        let show = |painter| {
+            monitor.paint(painter, |sink| {
+                sink.mode(0, Some(MODE));
+                sink.present(0, Frame { mode: MODE, stride: 640 * 4, pixels: &pixels }, Rect::full(MODE));
+            })
+        };
         assert!(!show(Painter::Gpu));
         assert!(screen.snapshot().is_none());
         assert!(show(Painter::Vga));

@@ -712,10 +712,11 @@ impl<D: Device> Component for VirtioPci<D> {
     }
 
     fn reset(&self) {
-        self.request_reset();
+        // The face first: what the device gives back to it must not be of before the reset.
         if let Some(face) = &self.face {
             face.reset();
         }
+        self.request_reset();
         self.shared.msix.reset();
         lock(&self.pci).reset();
         self.config_changed();

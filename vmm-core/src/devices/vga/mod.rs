@@ -379,7 +379,7 @@ impl Vga {
         let page = |index: usize| {
             let mut bytes = vec![0; PAGE];
             self.video.copy_to(index * PAGE, &mut bytes);
-            bytes.iter().any(|&byte| byte != 0).then_some((index as u32, Bytes(bytes)))
+            (bytes != [0; PAGE]).then_some((index as u32, Bytes(bytes)))
         };
         State {
             registers: registers.save(),

@@ -48,6 +48,18 @@ impl Canvas {
         self.text.forget();
     }
 
+    /// Somebody else used the monitor, or the machine was reset meanwhile: nothing of the old picture is to be seen again.
+    fn blank(&mut self) {
+        self.forget();
+        self.pixels.fill(0);
+        self.dark_looks = 0;
+    }
+
+    /// Whether there is something to show: a picture, or a screen that stays dark.
+    fn is_settled(&self) -> bool {
+        self.picture.is_some() || self.dark_looks >= DARK_LOOKS
+    }
+
     /// Brings the picture up to date. Returns the rectangles that changed; the mode may be another one.
     pub fn update(&mut self, changes: &Changes, video: &memory::Store, text: &memory::Store) -> Vec<Rect> {
         let Changes { picture, pages, text_touched, registers: _ } = changes;
@@ -145,7 +157,9 @@ pub(super) struct Refresh {
     vga: Arc<Vga>,
     timer: TimerFd,
     canvas: Canvas,
+    /// The turn that was last painted in, and the last that was looked at.
     turn: u64,
+    seen: u64,
     idle: u32,
 }
 
@@ -153,7 +167,7 @@ impl Refresh {
     pub fn new(vga: Arc<Vga>) -> std::io::Result<Refresh> {
         let timer = TimerFd::new().map_err(|e| std::io::Error::from_raw_os_error(e.errno()))?;
         // A turn that never was: the first look paints everything.
-        Ok(Refresh { vga, timer, canvas: Canvas::default(), turn: u64::MAX, idle: 0 })
+        Ok(Refresh { vga, timer, canvas: Canvas::default(), turn: u64::MAX, seen: u64::MAX, idle: 0 })
     }
 
     /// Looks once. `None`: the monitor is another's.
@@ -162,13 +176,23 @@ impl Refresh {
         if painter != Painter::Vga {
             return None;
         }
-        let changes = self.vga.take_changes(self.turn != turn || self.canvas.is_unsure());
+        let fresh = self.turn != turn;
+        if std::mem::replace(&mut self.seen, turn) != turn {
+            self.canvas.blank();
+        }
+        let changes = self.vga.take_changes(fresh || self.canvas.is_unsure());
         let Some(changes) = changes else { return Some(false) };
         let old_mode = self.canvas.mode;
         let damage = self.canvas.update(&changes, &self.vga.video, &self.vga.text);
-        let whole = self.turn != turn || self.canvas.mode != old_mode;
+        if fresh && !self.canvas.is_settled() {
+            // What the other one showed stays until there is something to show in its place.
+            return Some(changes.registers || self.canvas.is_unsure());
+        }
+        let whole = fresh || self.canvas.mode != old_mode;
         let Some(frame) = self.canvas.frame() else {
-            self.turn = turn;
+            if fresh && self.vga.monitor.paint(Painter::Vga, |sink| sink.mode(0, None)) {
+                self.turn = turn;
+            }
             return Some(true);
         };
         let painted = self.vga.monitor.paint(Painter::Vga, |sink| {

@@ -545,7 +545,10 @@ fn the_refresh_paints_while_the_monitor_is_its_own_and_again_when_it_comes_back(
     m.vga.monitor.give_to(Painter::Gpu);
     executor.flush();
     let small = Mode { width: 16, height: 16 };
-    m.vga.monitor.paint(Painter::Gpu, |sink| sink.mode(0, Some(small)));
+    m.vga.monitor.paint(Painter::Gpu, |sink| {
+        sink.mode(0, Some(small));
+        sink.present(0, Frame { mode: small, stride: 64, pixels: &[0; 1024] }, Rect::full(small));
+    });
     m.poke(TEXT, &[0, 7]);
     executor.flush();
     assert_eq!(m.screen.snapshot().unwrap().0, small);

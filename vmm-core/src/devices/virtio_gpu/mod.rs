@@ -1,6 +1,8 @@
 //! virtio graphics device, 2D (virtio 1.2 §5.7): pictures in guest memory are transferred to the host, put on the
 //! monitor, and flushed when they change. One scanout, an EDID, and a pointer.
 
+#[cfg(test)]
+mod handover_tests;
 mod protocol;
 mod resource;
 #[cfg(test)]

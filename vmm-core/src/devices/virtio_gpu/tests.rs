@@ -11,7 +11,7 @@ const CURSOR_QUEUE: usize = 1;
 const OK: u32 = 0x1100;
 const PREFERRED: Mode = Mode { width: 1280, height: 800 };
 /// Where tests put pictures in guest memory.
-const PICTURE: u64 = 0x80_0000;
+pub const PICTURE: u64 = 0x80_0000;
 
 fn monitor() -> (Monitor, Screen) {
     let screen = Screen::new(|| ());
@@ -25,10 +25,10 @@ fn gpu() -> Gpu {
 crate::virtio_conformance!(conformance, gpu);
 
 /// A driver that is up, with the host's side of its monitor.
-struct Driver {
-    guest: Guest<Gpu>,
-    monitor: Monitor,
-    screen: Screen,
+pub struct Driver {
+    pub guest: Guest<Gpu>,
+    pub monitor: Monitor,
+    pub screen: Screen,
 }
 
 impl Driver {
@@ -50,33 +50,33 @@ impl Driver {
         kind_of(&self.send(kind, words))
     }
 
-    fn create(&mut self, id: u32, format: u32, width: u32, height: u32) -> u32 {
+    pub fn create(&mut self, id: u32, format: u32, width: u32, height: u32) -> u32 {
         self.ask(command::RESOURCE_CREATE_2D, &[id, format, width, height])
     }
 
-    fn attach(&mut self, id: u32, runs: &[(u64, u32)]) -> u32 {
+    pub fn attach(&mut self, id: u32, runs: &[(u64, u32)]) -> u32 {
         let mut words = vec![id, runs.len() as u32];
         words.extend(runs.iter().flat_map(|&(address, len)| [address as u32, (address >> 32) as u32, len, 0]));
         self.ask(command::RESOURCE_ATTACH_BACKING, &words)
     }
 
-    fn transfer(&mut self, id: u32, rect: [u32; 4], offset: u64) -> u32 {
+    pub fn transfer(&mut self, id: u32, rect: [u32; 4], offset: u64) -> u32 {
         let [x, y, w, h] = rect;
         let words = [x, y, w, h, offset as u32, (offset >> 32) as u32, id, 0];
         self.ask(command::TRANSFER_TO_HOST_2D, &words)
     }
 
-    fn scanout(&mut self, id: u32, rect: [u32; 4]) -> u32 {
+    pub fn scanout(&mut self, id: u32, rect: [u32; 4]) -> u32 {
         let [x, y, w, h] = rect;
         self.ask(command::SET_SCANOUT, &[x, y, w, h, 0, id])
     }
 
-    fn flush(&mut self, id: u32, rect: [u32; 4]) -> u32 {
+    pub fn flush(&mut self, id: u32, rect: [u32; 4]) -> u32 {
         let [x, y, w, h] = rect;
         self.ask(command::RESOURCE_FLUSH, &[x, y, w, h, id, 0])
     }
 
-    fn paint(&mut self, offset: u64, pixels: &[u32]) {
+    pub fn paint(&mut self, offset: u64, pixels: &[u32]) {
         let bytes: Vec<u8> = pixels.iter().flat_map(|p| p.to_le_bytes()).collect();
         self.guest.memory.write(GuestAddress(PICTURE + offset), &bytes).unwrap();
     }
