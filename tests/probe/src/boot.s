@@ -17,7 +17,7 @@
 .set TSS_RSP0, 4
 .set TSS_IO_MAP, 0x66
 .set TSS_BYTES, 0x68 + 0x2000 + 1   # with an I/O bitmap: KVM_PVM ignores IOPL, but honours the bitmap
-.set HELLO_BYTES, 13
+.set HELLO_BYTES, 14
 .set TRAMPOLINE, 0x8000             # where the trampoline is copied to, and its parts there
 .set TRAMPOLINE_ARGUMENTS, 0x8008
 .set TRAMPOLINE_GDT, 0x8028
@@ -187,7 +187,7 @@ trampoline32:
 trampoline_end:
 
 hello:
-    .ascii "probe: hello\n"
+    .ascii "probe: hello\r\n"
 
 .section .data
 .balign 16

@@ -648,6 +648,17 @@ mod tests {
     }
 
     #[test]
+    fn the_dsdt_offers_to_switch_off_and_to_hibernate_but_no_other_sleep() {
+        let files = AcpiFiles::new(CONFIG);
+        let (tables, _) = files.place(0x3ff0_0000);
+        let names = |state: u8| {
+            let name = [0x08, b'_', b'S', b'0' + state, b'_'];
+            tables.windows(name.len()).filter(|bytes| *bytes == name).count()
+        };
+        assert_eq!([1, 2, 3, 4, 5].map(names), [0, 0, 0, 1, 1]);
+    }
+
+    #[test]
     fn the_size_does_not_depend_on_where_things_are() {
         let other = AcpiConfig { ecam: 0xe000_0000, low_top: 0x8000_0000, ..CONFIG };
         let (a, b) = (AcpiFiles::new(CONFIG), AcpiFiles::new(other));

@@ -326,7 +326,7 @@ impl Disk {
             self.lists.write(16 * number + 8, piece.len() as u64);
         }
         let dwords = [block as u32, (block >> 32) as u32, (bytes / BLOCK) as u32 - 1];
-        let last_segment = 0x30 << 56 | 16 * pieces.len() as u64;
+        let last_segment = (0x30 << 56) | (16 * pieces.len() as u64);
         let mut command = command(opcode, NAMESPACE, [self.lists.address(), last_segment], &dwords);
         command[0] |= 1 << 14;
         command

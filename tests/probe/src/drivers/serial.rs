@@ -26,7 +26,13 @@ impl Serial {
 
 impl fmt::Write for Serial {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        text.bytes().for_each(Serial::byte);
+        for byte in text.bytes() {
+            // A terminal goes down a line at one, and to its beginning at the other.
+            if byte == b'\n' {
+                Serial::byte(b'\r');
+            }
+            Serial::byte(byte);
+        }
         Ok(())
     }
 }
