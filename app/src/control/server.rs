@@ -19,6 +19,8 @@ const MAX_CONNECTIONS: usize = 32;
 /// How long a client may take to read an answer.
 const WRITE_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a machine's end waits for those who listen to it.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How often progress is told.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
 
@@ -61,6 +63,8 @@ pub struct Server {
     path: PathBuf,
     stop: Arc<AtomicBool>,
     wake: UnixListener,
+    /// Connections that tell what happens.
+    listening: Arc<AtomicUsize>,
 }
 
 impl Server {
@@ -84,9 +88,10 @@ impl Server {
         let listener = UnixListener::bind(short)?;
         let wake = listener.try_clone()?;
         let stop = Arc::new(AtomicBool::new(false));
-        let stopping = stop.clone();
-        thread::Builder::new().name("control".into()).spawn(move || accept(&listener, &host, &stopping))?;
-        Ok(Server { path, stop, wake })
+        let (stopping, listening) = (stop.clone(), Arc::new(AtomicUsize::new(0)));
+        let count = listening.clone();
+        thread::Builder::new().name("control".into()).spawn(move || accept(&listener, &host, &stopping, &count))?;
+        Ok(Server { path, stop, wake, listening })
     }
 }
 
@@ -96,10 +101,15 @@ impl Drop for Server {
         let _ = std::fs::remove_file(&self.path);
         // Ends the accept; connections end with their clients or the process.
         let _ = rustix::net::shutdown(&self.wake, rustix::net::Shutdown::Both);
+        // The process may end with this: who listens to a machine that has stopped hears the last of it.
+        let until = Instant::now() + LAST_WORDS;
+        while self.listening.load(Ordering::Acquire) > 0 && Instant::now() < until {
+            thread::sleep(Duration::from_millis(2));
+        }
     }
 }
 
-fn accept(listener: &UnixListener, host: &Arc<dyn Host>, stop: &AtomicBool) {
+fn accept(listener: &UnixListener, host: &Arc<dyn Host>, stop: &AtomicBool, listening: &Arc<AtomicUsize>) {
     let connections = Arc::new(AtomicUsize::new(0));
     while !stop.load(Ordering::Acquire) {
         let Ok((stream, _)) = listener.accept() else {
@@ -116,10 +126,10 @@ fn accept(listener: &UnixListener, host: &Arc<dyn Host>, stop: &AtomicBool) {
             }
             continue;
         }
-        let (host, count) = (host.clone(), connections.clone());
+        let (host, count, listening) = (host.clone(), connections.clone(), listening.clone());
         let served = thread::Builder::new().name("client".into()).spawn(move || {
             // A client that goes away in the middle is no news.
-            let _ = serve(stream, &*host);
+            let _ = serve(stream, &*host, &listening);
             count.fetch_sub(1, Ordering::AcqRel);
         });
         if served.is_err() {
@@ -134,7 +144,7 @@ fn permitted(stream: &UnixStream) -> bool {
     rustix::net::sockopt::socket_peercred(stream).is_ok_and(|peer| peer.uid == own || peer.uid.is_root())
 }
 
-fn serve(stream: UnixStream, host: &dyn Host) -> io::Result<()> {
+fn serve(stream: UnixStream, host: &dyn Host, listening: &AtomicUsize) -> io::Result<()> {
     stream.set_write_timeout(Some(WRITE_PATIENCE))?;
     let mut reader = BufReader::new(stream);
     match read_line(&mut reader)? {
@@ -164,7 +174,12 @@ fn serve(stream: UnixStream, host: &dyn Host) -> io::Result<()> {
                 write_line(reader.get_mut(), &Reply::Attached)?;
                 return host.attach(stream, client).map_err(io::Error::other);
             }
-            Request::Listen => return listen(reader, host),
+            Request::Listen => {
+                listening.fetch_add(1, Ordering::AcqRel);
+                let listened = listen(reader, host);
+                listening.fetch_sub(1, Ordering::AcqRel);
+                return listened;
+            }
             work @ (Request::Suspend | Request::TakeSnapshot { .. } | Request::DeleteSnapshot { .. }) => {
                 let mut report = Report { stream: reader.get_ref().try_clone()?, last: None };
                 match host.work(work, &mut |done, total| report.tell(done, total)) {
