@@ -44,8 +44,8 @@ const fn debian(name: &'static str, firmware: Firmware, place: Place, cpus: u32,
 }
 
 /// The same with a TPM.
-const fn with_tpm(row: Row) -> Row {
-    Row { extra: "--tpm", ..row }
+const fn with_tpm(row: Row, quick: bool) -> Row {
+    Row { extra: "--tpm", quick, ..row }
 }
 
 /// The steps of [`debian`]; what it says first is as the row has it, then with a TPM what tpm2-tools got from it.
@@ -121,8 +121,9 @@ pub const TABLE: &[Row] = &[
             Step::Screen(&["iPXE>"]),
             Step::Keys("'echo ${platform}' enter"),
             Step::Screen(&["\npcbios"]),
-            Step::Keys("poweroff enter"),
-            Step::Off,
+            // Untouched, it looks for a network card.
+            Step::Keys("reboot enter"),
+            Step::Screen(&["No more network devices"]),
         ],
         ..ROW
     },
@@ -136,8 +137,8 @@ pub const TABLE: &[Row] = &[
             Step::Serial("iPXE>"),
             Step::Keys("'echo ${platform}' enter"),
             Step::Serial("\nefi"),
-            Step::Keys("poweroff enter"),
-            Step::Off,
+            Step::Keys("reboot enter"),
+            Step::Serial("No more network devices"),
         ],
         ..ROW
     },
@@ -158,8 +159,9 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         name: "uefi-boot-menu",
-        medium: Medium::GrubRescue,
+        medium: Medium::Nothing,
         firmware: Firmware::Uefi,
+        place: Place::Nowhere,
         extra: "--boot-menu",
         steps: &[
             Step::Shows(part!("the firmware's logo", "uefi-logo")),
@@ -169,8 +171,17 @@ pub const TABLE: &[Row] = &[
         ..ROW
     },
     debian("debian-bios-virtio", Firmware::Bios, Place::VirtioBlk, 1, says!("BIOS, 1 CPUs, root on /dev/vda3")),
-    debian("debian-bios-sata", Firmware::Bios, Place::Sata, 2, says!("BIOS, 2 CPUs, root on /dev/sda3")),
-    debian("debian-bios-nvme", Firmware::Bios, Place::Nvme, 4, says!("BIOS, 4 CPUs, root on /dev/nvme0n1p3")),
+    debian("debian-bios-sata", Firmware::Bios, Place::Sata, 4, says!("BIOS, 4 CPUs, root on /dev/sda3")),
+    with_tpm(
+        debian(
+            "debian-bios-nvme",
+            Firmware::Bios,
+            Place::Nvme,
+            2,
+            says!("BIOS, 2 CPUs, root on /dev/nvme0n1p3", "TPM says 1"),
+        ),
+        true,
+    ),
     debian("debian-uefi-virtio", Firmware::Uefi, Place::VirtioBlk, 1, says!("UEFI, 1 CPUs, root on /dev/vda3")),
     debian("debian-uefi-sata", Firmware::Uefi, Place::Sata, 4, says!("UEFI, 4 CPUs, root on /dev/sda3")),
     debian("debian-uefi-nvme", Firmware::Uefi, Place::Nvme, 2, says!("UEFI, 2 CPUs, root on /dev/nvme0n1p3")),
@@ -182,13 +193,16 @@ pub const TABLE: &[Row] = &[
         says!("Secure Boot, 4 CPUs, root on /dev/vda3"),
     ),
     debian("debian-secure-sata", Firmware::SecureBoot, Place::Sata, 1, says!("Secure Boot, 1 CPUs, root on /dev/sda3")),
-    with_tpm(debian(
-        "debian-secure-nvme",
-        Firmware::SecureBoot,
-        Place::Nvme,
-        2,
-        says!("Secure Boot, 2 CPUs, root on /dev/nvme0n1p3", "TPM says 1"),
-    )),
+    with_tpm(
+        debian(
+            "debian-secure-nvme",
+            Firmware::SecureBoot,
+            Place::Nvme,
+            2,
+            says!("Secure Boot, 2 CPUs, root on /dev/nvme0n1p3", "TPM says 1"),
+        ),
+        false,
+    ),
     Row {
         name: "installer-direct",
         medium: Medium::DebianInstaller,
