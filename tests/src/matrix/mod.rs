@@ -118,6 +118,8 @@ pub enum Step {
     Serial(&'static str),
     /// These words of `orangery send-keys`, in the shell's syntax, are typed.
     Keys(&'static str),
+    /// A picture is kept for the table; steps that look at the screen do that anyway.
+    Photograph,
     /// The reset button is pressed.
     Reset,
     /// The machine switches itself off.
@@ -206,11 +208,9 @@ impl Row {
                 seen.push((what, begun.elapsed().as_secs_f64()));
             }
             picture = match step {
-                // A step that looked at the screen has left its picture. Later words on the serial port come with others
-                // than a person would keep: an empty screen, or the next start's.
                 Step::Screen(_) | Step::Counts(_) | Step::Paper(_) | Step::Shows(_) => machine.last_picture(),
-                Step::Serial(_) => picture.or_else(|| machine.photograph().ok()),
-                Step::Keys(_) | Step::Reset | Step::Off => picture,
+                Step::Photograph => machine.photograph().ok(),
+                Step::Serial(_) | Step::Keys(_) | Step::Reset | Step::Off => picture,
             };
             stopped = matches!(step, Step::Off);
         }
@@ -238,7 +238,7 @@ impl Step {
             Step::Shows(Part(what, _)) => Some(what),
             Step::Serial(text) => Some(text.trim()),
             Step::Off => Some("off"),
-            Step::Keys(_) | Step::Reset => None,
+            Step::Keys(_) | Step::Photograph | Step::Reset => None,
         }
     }
 }
@@ -272,6 +272,8 @@ fn perform(machine: &mut Machine<'_>, step: &Step) -> Result<()> {
         }
         Step::Serial(text) => machine.wait_for_serial(text).map(drop),
         Step::Keys(keys) => machine.verb("send-keys", keys)?.success().map(drop),
+        // The one who keeps the pictures takes it.
+        Step::Photograph => Ok(()),
         Step::Reset => machine.verb("reset", "")?.success().map(drop),
         Step::Off => machine.wait_until_off(),
     }
@@ -347,7 +349,11 @@ mod tests {
             assert!(TABLE[..index].iter().all(|other| other.name != row.name), "{} is there twice", row.name);
             assert!(row.name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'), "{}", row.name);
             let last = row.steps.last();
-            assert!(last.is_some_and(|step| !matches!(step, Step::Keys(_) | Step::Reset)), "{}", row.name);
+            assert!(
+                last.is_some_and(|step| !matches!(step, Step::Keys(_) | Step::Photograph | Step::Reset)),
+                "{}",
+                row.name
+            );
         }
     }
 

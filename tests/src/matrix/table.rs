@@ -54,6 +54,7 @@ macro_rules! says {
         &[
             Step::Serial("GNU GRUB"),
             $(Step::Serial(concat!("matrix: ", $words)),)+
+            Step::Photograph,
             Step::Serial("matrix: restarting"),
             Step::Serial("matrix: switching off"),
             Step::Off,
@@ -152,6 +153,7 @@ pub const TABLE: &[Row] = &[
             Step::Serial("Shell>"),
             Step::Keys("ver enter"),
             Step::Serial("UEFI Interactive Shell v"),
+            Step::Photograph,
             Step::Keys("'reset -s' enter"),
             Step::Off,
         ],
@@ -183,14 +185,14 @@ pub const TABLE: &[Row] = &[
         true,
     ),
     debian("debian-uefi-virtio", Firmware::Uefi, Place::VirtioBlk, 1, says!("UEFI, 1 CPUs, root on /dev/vda3")),
-    debian("debian-uefi-sata", Firmware::Uefi, Place::Sata, 4, says!("UEFI, 4 CPUs, root on /dev/sda3")),
+    debian("debian-uefi-sata", Firmware::Uefi, Place::Sata, 2, says!("UEFI, 2 CPUs, root on /dev/sda3")),
     debian("debian-uefi-nvme", Firmware::Uefi, Place::Nvme, 2, says!("UEFI, 2 CPUs, root on /dev/nvme0n1p3")),
     debian(
         "debian-secure-virtio",
         Firmware::SecureBoot,
         Place::VirtioBlk,
-        4,
-        says!("Secure Boot, 4 CPUs, root on /dev/vda3"),
+        1,
+        says!("Secure Boot, 1 CPUs, root on /dev/vda3"),
     ),
     debian("debian-secure-sata", Firmware::SecureBoot, Place::Sata, 1, says!("Secure Boot, 1 CPUs, root on /dev/sda3")),
     with_tpm(
