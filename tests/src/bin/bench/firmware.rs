@@ -162,7 +162,9 @@ fn command(orangery: &Path, monitor: &str, uefi: bool) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
     command.args(["-machine", "q35,accel=kvm", "-cpu", "host", "-m", MEMORY_MIB, "-smp", CPUS]);
     command.args(["-nodefaults", "-display", "none", "-serial", "stdio", "-device", "virtio-vga"]);
-    command.args(["-drive", "file=bench.img,format=raw,if=virtio"]);
+    // With a place in the boot order, as ours has: without one, UEFI looks at every device first.
+    command.args(["-drive", "file=bench.img,format=raw,if=none,id=disk"]);
+    command.args(["-device", "virtio-blk-pci,drive=disk,bootindex=0"]);
     if uefi {
         command.arg("-drive").arg(format!("if=pflash,format=raw,readonly=on,file={}", code.display()));
         command.args(["-drive", "if=pflash,format=raw,file=bench.vars"]);
