@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::BufReader;
+use std::io::{BufRead, BufReader, Seek};
 use std::ops::Range;
 use std::path::Path;
 
@@ -46,12 +46,17 @@ impl Image {
     /// Reads a PNG file; transparency is dropped.
     pub fn read(path: &Path) -> Result<Self> {
         let file = File::open(path).with_context(|| format!("could not open {}", path.display()))?;
-        let mut decoder = png::Decoder::new(BufReader::new(file));
+        Self::decode(BufReader::new(file)).with_context(|| format!("could not read {}", path.display()))
+    }
+
+    /// The same from the file's bytes.
+    pub fn decode(file: impl BufRead + Seek) -> Result<Self> {
+        let mut decoder = png::Decoder::new(file);
         decoder.set_transformations(png::Transformations::normalize_to_color8());
-        let mut reader = decoder.read_info().with_context(|| format!("{} is no PNG", path.display()))?;
+        let mut reader = decoder.read_info().context("this is no PNG")?;
         let size = reader.output_buffer_size().context("the picture is too large")?;
         let mut bytes = vec![0; size];
-        let info = reader.next_frame(&mut bytes).with_context(|| format!("{} is damaged", path.display()))?;
+        let info = reader.next_frame(&mut bytes).context("the picture is damaged")?;
         let pixel: fn(&[u8]) -> Colour = match info.color_type.samples() {
             1 | 2 => |grey| [grey[0]; 3],
             _ => |rgb| [rgb[0], rgb[1], rgb[2]],

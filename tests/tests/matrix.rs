@@ -2,10 +2,9 @@
 
 use anyhow::Result;
 use orangery_tests::matrix::{TABLE, run};
-use orangery_tests::nested::Host;
 
 #[test]
 fn the_quick_rows_of_the_boot_matrix_start() -> Result<()> {
     let folder = orangery_tests::artifacts()?.join("matrix");
-    Host::with_shared(|host| run(host, TABLE.iter().filter(|row| row.quick), &folder))
+    run(TABLE.iter().filter(|row| row.quick), &folder)
 }

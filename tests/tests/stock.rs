@@ -232,6 +232,26 @@ fn debian_sees_the_machine_s_identity_and_topology_and_gives_memory_back() -> Re
 }
 
 #[test]
+fn debian_on_hyper_v_s_interfaces_uses_them() -> Result<()> {
+    const CHECKS: &[&str] = &["detected", "features", "apic-frequency", "apic", "clock", "clock-goes-on", "cpus"];
+    Host::with_shared(|host| {
+        let folder = tempfile::tempdir_in(orangery_tests::artifacts()?)?;
+        let guest = Guest::build(Flavour::Cloud, folder.path(), include_str!("stock/hyperv.sh"), &[])?;
+        let script = format!(
+            "{}orangery boot --headless --memory 512 --cpus 2 --net none --hyperv --kernel '{}' --initrd '{}' \
+             --cmdline 'console=ttyS0 quiet panic=-1'",
+            preamble(host)?,
+            guest.kernel.display(),
+            guest.initrd.display()
+        );
+        let output = host.run("hyperv", &script, LIMIT)?.success()?;
+        let passed: Vec<&str> = output.stdout.lines().filter_map(|line| line.trim_end().strip_prefix("ok ")).collect();
+        assert_eq!(passed, CHECKS, "see {}", output.folder.display());
+        Ok(())
+    })
+}
+
+#[test]
 fn debian_reboots_in_every_way_it_knows() -> Result<()> {
     Host::with_shared(|host| {
         let folder = tempfile::tempdir_in(orangery_tests::artifacts()?)?;

@@ -3,7 +3,6 @@
 
 use anyhow::{Result, ensure};
 use orangery_tests::matrix::{TABLE, run};
-use orangery_tests::nested::Host;
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -11,7 +10,7 @@ fn main() -> Result<()> {
         TABLE.iter().filter(|row| words.is_empty() || words.iter().any(|word| row.name.contains(word))).collect();
     ensure!(!rows.is_empty(), "no row's name contains any of {words:?}");
     let folder = orangery_tests::artifacts()?.join("matrix");
-    let ran = run(&Host::start()?, rows.into_iter(), &folder);
+    let ran = run(rows.into_iter(), &folder);
     eprintln!("the table is {}", folder.join("matrix.md").display());
     ran
 }

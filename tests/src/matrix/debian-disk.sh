@@ -12,18 +12,20 @@ apt-config dump | grep '^Acquire::' > apt.conf
 
 cat > say << 'SAY'
 #!/bin/sh
-# Runs once the system is up; /matrix-started remembers the first start.
+# Runs once the system is up; /matrix-started remembers the first start. It speaks through the kernel's log, which is on
+# the screen and on the serial port: the port itself is the login's, which hangs up whoever else has it open.
+say() { echo "<1>matrix: $*" > /dev/kmsg; }
 [ -d /sys/firmware/efi ] && firmware=UEFI || firmware=BIOS
 dmesg | grep -qi 'secure boot enabled' && firmware='Secure Boot'
-echo "matrix: $firmware, $(nproc) CPUs, root on $(findmnt --noheadings --output SOURCE /)"
-[ ! -e /dev/tpmrm0 ] || echo "matrix: TPM says $(tpm2_getrandom --hex 8 | grep -c '^[0-9a-f]\{16\}$')"
+say "$firmware, $(nproc) CPUs, root on $(findmnt --noheadings --output SOURCE /)"
+[ ! -e /dev/tpmrm0 ] || say "TPM says $(tpm2_getrandom --hex 8 | grep -c '^[0-9a-f]\{16\}$')"
 if [ ! -e /matrix-started ]; then
     touch /matrix-started
     sync
-    echo 'matrix: restarting'
+    say 'restarting'
     systemctl reboot
 else
-    echo 'matrix: switching off'
+    say 'switching off'
     systemctl poweroff
 fi
 SAY
@@ -32,13 +34,16 @@ cat > matrix.service << 'UNIT'
 After=multi-user.target
 [Service]
 Type=oneshot
-StandardOutput=tty
-TTYPath=/dev/ttyS0
 ExecStart=/usr/local/bin/say
 [Install]
 WantedBy=multi-user.target
 UNIT
 cat > grub.cfg << 'GRUB'
+# The menu is on the serial port too; a UEFI's console is there already.
+if [ "$grub_platform" = pc ]; then
+    serial --unit=0 --speed=115200
+    terminal_output console serial
+fi
 set timeout=1
 menuentry 'Debian' {
     linux /vmlinuz root=LABEL=matrix rw console=tty0 console=ttyS0 quiet
@@ -76,7 +81,7 @@ mcopy -i esp.fat search.cfg ::/EFI/debian/grub.cfg
 # and diskboot.S: the sector at 0x5c, the block list's at 0x1f4).
 core=2048
 grub-mkimage --directory=i386-pc --format=i386-pc --output=core.img --prefix='(hd0,gpt3)/boot/grub' \
-    biosdisk part_gpt ext2 normal linux configfile
+    biosdisk part_gpt ext2 normal linux configfile serial terminal test
 little_endian() { for shift in 0 8 16 24 32 40 48 56; do printf "\\x$(printf %02x $(($1 >> shift & 255)))"; done; }
 little_endian $((core + 1)) | dd of=core.img bs=1 seek=$((0x1f4)) conv=notrunc status=none
 

@@ -6,20 +6,23 @@ mod table;
 
 use std::fmt;
 use std::fs;
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::kvm::Kvm;
 use crate::machine::Machine;
 use crate::nested::Host;
 use crate::screen::{Colour, Image};
 
-pub use media::Medium;
+pub use media::{Made, Medium};
 pub use table::TABLE;
 
 /// How long a row's machine may run: emulated hosts are slow, and this only stops what hangs.
-const LIFE: Duration = Duration::from_secs(900);
+const LIFE: Duration = Duration::from_secs(1200);
 
 /// How long copying a disk may take.
 const COPY: Duration = Duration::from_secs(300);
@@ -72,6 +75,8 @@ pub enum Place {
     Nvme,
     /// Given to the monitor as files.
     Files,
+    /// There is no medium.
+    Nowhere,
 }
 
 impl fmt::Display for Place {
@@ -82,7 +87,18 @@ impl fmt::Display for Place {
             Place::Sata => "SATA disk",
             Place::Nvme => "NVMe disk",
             Place::Files => "kernel's files",
+            Place::Nowhere => "–",
         })
+    }
+}
+
+/// A part of a screen: what it shows in a word or two, and the PNG file's bytes.
+#[derive(Clone, Copy)]
+pub struct Part(&'static str, &'static [u8]);
+
+impl fmt::Debug for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
     }
 }
 
@@ -96,10 +112,14 @@ pub enum Step {
     /// Most of the screen has this colour, in five pictures of which no two are alike: something counts there, in a font of
     /// its own.
     Paper(Colour),
+    /// The screen shows this picture, a PNG file, somewhere.
+    Shows(Part),
     /// The serial port has said this.
     Serial(&'static str),
     /// These words of `orangery send-keys`, in the shell's syntax, are typed.
     Keys(&'static str),
+    /// A picture is kept for the table; steps that look at the screen do that anyway.
+    Photograph,
     /// The reset button is pressed.
     Reset,
     /// The machine switches itself off.
@@ -121,6 +141,8 @@ pub struct Row {
     pub cpus: u32,
     /// Memory, MiB.
     pub memory: u32,
+    /// Other flags of `orangery create`.
+    pub extra: &'static str,
     /// What must happen, in order.
     pub steps: &'static [Step],
     /// The tests run it; the others are for `./dev matrix` alone.
@@ -130,8 +152,8 @@ pub struct Row {
 /// What a row came to.
 #[derive(Debug)]
 pub struct Outcome {
-    /// From the start to the first step's end, and to the last's.
-    pub seconds: (f64, f64),
+    /// What was seen, and how many seconds after the start.
+    pub seen: Vec<(&'static str, f64)>,
     /// The medium's package and version.
     pub version: String,
     /// The screen's last picture, where there was one.
@@ -167,12 +189,14 @@ impl Row {
                 format!("--disk {},bus={bus}", self.disk(host))
             }
             Place::Files => format!("--kernel '{}' --initrd '{}' --cmdline '{}'", path(0)?, path(1)?, medium.words),
+            Place::Nowhere => String::new(),
         };
-        let (cpus, memory, firmware) = (self.cpus, self.memory, self.firmware.flags());
-        let flags = format!("--memory {memory} --cpus {cpus} --net none {firmware} {place}");
+        let (cpus, memory, extra, firmware) = (self.cpus, self.memory, self.extra, self.firmware.flags());
+        let flags = format!("--memory {memory} --cpus {cpus} --net none {firmware} {extra} {place}");
         let begun = Instant::now();
         let mut machine = Machine::start_for(host, self.name, &flags, LIFE)?;
-        let mut first = None;
+        let mut seen = Vec::new();
+        let mut picture = None;
         let mut stopped = false;
         let mut result = Ok(());
         for step in self.steps {
@@ -180,22 +204,42 @@ impl Row {
             if result.is_err() {
                 break;
             }
-            first.get_or_insert(begun.elapsed().as_secs_f64());
+            if let Some(what) = step.seen() {
+                seen.push((what, begun.elapsed().as_secs_f64()));
+            }
+            picture = match step {
+                Step::Screen(_) | Step::Counts(_) | Step::Paper(_) | Step::Shows(_) => machine.last_picture(),
+                Step::Photograph => machine.photograph().ok(),
+                Step::Serial(_) | Step::Keys(_) | Step::Reset | Step::Off => picture,
+            };
             stopped = matches!(step, Step::Off);
         }
-        let last = begun.elapsed().as_secs_f64();
-        let picture = if stopped { machine.last_picture() } else { machine.photograph().ok() };
         if !stopped {
+            picture = machine.photograph().ok().or(picture);
             machine.end()?;
         }
         host.run("remove", &format!("rm -f {}", self.disk(host)), COPY)?.success()?;
         result?;
-        Ok(Outcome { seconds: (first.unwrap_or(last), last), version: medium.version, picture })
+        Ok(Outcome { seen, version: medium.version, picture })
     }
 
     /// The machine's own copy of its disk, in the shell's syntax.
     fn disk(&self, host: &Host) -> String {
         format!("'{}/{}.img'", host.scratch().display(), self.name)
+    }
+}
+
+impl Step {
+    /// What a person has seen when it is done, in a few words; none where it is they who act.
+    fn seen(&self) -> Option<&'static str> {
+        match *self {
+            Step::Screen(texts) => texts.first().copied().map(str::trim),
+            Step::Counts(_) | Step::Paper(_) => Some("counts"),
+            Step::Shows(Part(what, _)) => Some(what),
+            Step::Serial(text) => Some(text.trim()),
+            Step::Off => Some("off"),
+            Step::Keys(_) | Step::Photograph | Step::Reset => None,
+        }
     }
 }
 
@@ -222,47 +266,77 @@ fn perform(machine: &mut Machine<'_>, step: &Step) -> Result<()> {
                 seen.len() == 5
             })
         }
+        Step::Shows(Part(what, bytes)) => {
+            let part = Image::decode(Cursor::new(bytes)).context("a picture of the matrix can't be read")?;
+            machine.wait_for_picture(what, |picture| picture.find(&part).is_some())
+        }
         Step::Serial(text) => machine.wait_for_serial(text).map(drop),
         Step::Keys(keys) => machine.verb("send-keys", keys)?.success().map(drop),
+        // The one who keeps the pictures takes it.
+        Step::Photograph => Ok(()),
         Step::Reset => machine.verb("reset", "")?.success().map(drop),
         Step::Off => machine.wait_until_off(),
     }
 }
 
 /// Runs these rows one after another, tells of each on standard error, and writes a table with a picture a row into
-/// `folder`.
+/// `folder`, anew after each row.
 ///
 /// # Errors
 /// A row failed (all others were still run), or the table can't be written.
-pub fn run<'r>(host: &Host, rows: impl Iterator<Item = &'r Row>, folder: &Path) -> Result<()> {
+pub fn run<'r>(rows: impl Iterator<Item = &'r Row>, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("could not make {}", folder.display()))?;
-    let mut table = String::from(
-        "| medium | version | firmware | from | CPUs | result | first step, s | all steps, s | picture |\n|---|---|---|---|---|---|---|---|---|\n",
+    let mut table = format!(
+        "{}, on {}. Seconds count from the start of the machine.\n\n\
+         | row | medium | version | firmware | from | CPUs | result | seen, after s | picture |\n\
+         |---|---|---|---|---|---|---|---|---|\n",
+        said("date", &["--utc", "+%F"])?,
+        if Kvm::detect() == Kvm::Hardware {
+            "this machine's KVM"
+        } else {
+            "the nested host: emulated, ten to twenty times as slow"
+        },
     );
     let mut failed = Vec::new();
     for row in rows {
         eprintln!("==> {}", row.name);
         let Row { name, medium, firmware, place, cpus, .. } = row;
-        let cells = match row.run(host) {
-            Ok(Outcome { seconds: (first, last), version, picture }) => {
+        let mut outcome = None;
+        let ran = Host::with_shared(|host| {
+            outcome = Some(row.run(host)?);
+            Ok(())
+        });
+        let (version, result, seen, picture) = match (ran, outcome) {
+            (Ok(()), Some(Outcome { seen, version, picture })) => {
                 let kept = picture.map(|from| fs::copy(from, folder.join(format!("{name}.png"))));
                 let picture = if matches!(kept, Some(Ok(_))) { format!("![{name}]({name}.png)") } else { "–".into() };
-                [version, format!("ok | {first:.0} | {last:.0} | {picture}")]
+                let seen: Vec<_> = seen.iter().map(|(what, after)| format!("{what} {after:.0}")).collect();
+                eprintln!("    {}", seen.join(" · "));
+                (version, "ok", seen.join(" · ").replace('|', "\\|"), picture)
             }
-            Err(error) => {
+            (Err(error), _) => {
                 eprintln!("{name}: {error:#}");
                 failed.push(*name);
-                [String::new(), "**failed** | | |".into()]
+                (String::new(), "**failed**", String::new(), String::new())
             }
+            (Ok(()), None) => bail!("{name} did not run"),
         };
-        table += &format!("| {medium} | {} | {firmware} | {place} | {cpus} | {} |\n", cells[0], cells[1]);
+        table += &format!(
+            "| {name} | {medium} | {version} | {firmware} | {place} | {cpus} | {result} | {seen} | {picture} |\n"
+        );
+        let path = folder.join("matrix.md");
+        fs::write(&path, &table).with_context(|| format!("could not write {}", path.display()))?;
     }
-    let path = folder.join("matrix.md");
-    fs::write(&path, table).with_context(|| format!("could not write {}", path.display()))?;
     if !failed.is_empty() {
         bail!("{} of the matrix's rows failed: {}", failed.len(), failed.join(", "));
     }
     Ok(())
+}
+
+/// What a program prints.
+fn said(program: &str, arguments: &[&str]) -> Result<String> {
+    let output = Command::new(program).args(arguments).output().with_context(|| format!("could not run {program}"))?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 #[cfg(test)]
@@ -275,7 +349,11 @@ mod tests {
             assert!(TABLE[..index].iter().all(|other| other.name != row.name), "{} is there twice", row.name);
             assert!(row.name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'), "{}", row.name);
             let last = row.steps.last();
-            assert!(last.is_some_and(|step| !matches!(step, Step::Keys(_) | Step::Reset)), "{}", row.name);
+            assert!(
+                last.is_some_and(|step| !matches!(step, Step::Keys(_) | Step::Photograph | Step::Reset)),
+                "{}",
+                row.name
+            );
         }
     }
 

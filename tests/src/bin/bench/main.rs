@@ -3,11 +3,12 @@
 //! A figure is a ratio: both sides are run in turn, several times, and their medians are compared; absolute values are
 //! context, for they change with the computer and with what else it does. Nothing here passes or fails by a time.
 //! Results go to `artifacts/bench.md` and `artifacts/bench.json`. `bench NAME…` measures only those of `start`, `idle`,
-//! `disk`, `display` and `source`.
+//! `firmware`, `disk`, `display` and `source`.
 
 mod disk;
 mod display;
 mod figures;
+mod firmware;
 mod first_run;
 mod guest;
 mod idle;
@@ -39,6 +40,7 @@ type Measurement = fn(&Bench, &mut Report) -> Result<()>;
 const MEASUREMENTS: &[(&str, Measurement)] = &[
     ("source", source::measure),
     ("start", start::measure),
+    ("firmware", firmware::measure),
     ("idle", idle::measure),
     ("disk", disk::measure),
     ("display", display::measure),
@@ -46,6 +48,9 @@ const MEASUREMENTS: &[(&str, Measurement)] = &[
 
 fn main() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((firmware::SAMPLE, arguments)) = wanted.split_first().map(|(word, rest)| (word.as_str(), rest)) {
+        return firmware::sample(arguments);
+    }
     for name in &wanted {
         let known = MEASUREMENTS.iter().map(|(name, _)| *name).collect::<Vec<_>>();
         ensure!(known.contains(&name.as_str()), "there is no measurement '{name}': choose of {}", known.join(", "));

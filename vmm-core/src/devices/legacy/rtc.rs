@@ -454,6 +454,8 @@ impl BusDevice for Rtc {
                 let (now, _) = self.shared.now(&state);
                 *byte = state.read(now);
                 if usize::from(state.index & !NMI_OFF) == reg::C {
+                    // The line falls even if the next event has come meanwhile: the interrupt controller counts edges.
+                    self.shared.irq.set(false);
                     self.shared.update(&mut state);
                 }
             }

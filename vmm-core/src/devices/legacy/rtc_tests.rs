@@ -177,6 +177,32 @@ fn the_periodic_interrupt_has_the_chosen_rate() {
 }
 
 #[test]
+fn reading_register_c_lets_the_line_fall_even_when_the_next_event_has_come_meanwhile() {
+    /// A period of the fastest rate passes whenever it is looked at.
+    struct Hurrying(FakeClock);
+    impl Clock for Hurrying {
+        fn wall(&self) -> i64 {
+            self.0.turn(SECOND / 1024);
+            self.0.wall()
+        }
+
+        fn monotonic(&self) -> u64 {
+            self.0.monotonic()
+        }
+    }
+    let (clock, irq) = (FakeClock::at(LEAP_DAY), FakeLine::default());
+    let executor = Arc::new(InlineExecutor::new().unwrap());
+    let sizes = CmosSizes { low_ram: 2 << 30, high_ram: 0, cpus: 1 };
+    let rtc = Rtc::new(sizes, Arc::new(Hurrying(clock.clone())), Arc::new(irq.clone()), executor).unwrap();
+    let guest = Fixture { clock, irq, rtc };
+    guest.set(reg::B, PERIODIC | HOURS_24);
+    for rises in 1..10 {
+        assert_eq!((guest.irq.level(), guest.irq.edges()), (true, rises));
+        assert_eq!(guest.get(reg::C) & (INTERRUPT_REQUEST | PERIODIC), INTERRUPT_REQUEST | PERIODIC);
+    }
+}
+
+#[test]
 fn the_alarm_matches_what_is_set_and_any_value_where_it_says_so() {
     let guest = fixture();
     guest.set(reg::B, HOURS_24 | ALARM);
