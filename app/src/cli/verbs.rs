@@ -77,6 +77,7 @@ pub fn perform(cli: Cli) -> Result<(), CliError> {
             );
             Ok(())
         }
+        Verb::Disk(verb) => super::disk::perform(out, verb),
         Verb::Open { file } => manager(file),
         Verb::Check => check(out),
         Verb::Demo { headless } => {
@@ -89,13 +90,14 @@ pub fn perform(cli: Cli) -> Result<(), CliError> {
 
 /// Where a verb's answer goes.
 #[derive(Debug, Clone, Copy)]
-struct Out {
-    json: bool,
+pub(super) struct Out {
+    /// As JSON.
+    pub(super) json: bool,
 }
 
 impl Out {
     /// Prints an answer: as one line of JSON, or in words (nothing when there are none).
-    fn say(self, value: &impl Serialize, text: &str) {
+    pub(super) fn say(self, value: &impl Serialize, text: &str) {
         if self.json {
             // The shapes have string keys and finite numbers only: they always serialise.
             print(&format!("{}\n", serde_json::to_string(value).unwrap_or_default()));

@@ -226,7 +226,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_disk_does_what_its_model_does_and_qemu_reads_the_same(
@@ -430,13 +430,13 @@ const KINDS: [(u32, u32, bool); 6] =
 #[test]
 fn power_may_fail_at_any_instant_and_what_was_flushed_is_there() {
     let folder = folder();
-    for seed in 1..=18u64 {
+    for seed in 1..=12u64 {
         let (cluster, refcount_bits, overlay) = KINDS[seed as usize % KINDS.len()];
         let mut powered = powered(folder.path(), seed * 7919, cluster, refcount_bits, overlay);
         let mut dice = Dice(seed * 104_729 | 1);
         let mut disk = powered.open();
         let mut id = 0;
-        for _ in 0..10 {
+        for _ in 0..6 {
             for token in 0..1 + dice.roll(5) {
                 powered.act(&mut disk, &mut dice, &mut id, token);
                 if dice.roll(2) == 0 {
@@ -467,7 +467,7 @@ fn power_may_fail_at_any_instant_and_what_was_flushed_is_there() {
 #[test]
 fn a_full_host_fails_requests_that_can_be_done_again_and_spoils_nothing() {
     let folder = folder();
-    for seed in 1..=24u64 {
+    for seed in 1..=12u64 {
         let (cluster, refcount_bits, overlay) = KINDS[seed as usize % KINDS.len()];
         let mut powered = powered(folder.path(), seed * 6007, cluster, refcount_bits, overlay);
         let mut dice = Dice(seed * 7177 | 1);
