@@ -380,6 +380,42 @@ fn a_pattern_is_in_the_file(name: &str, bus: &str, kind: &str) -> Result<()> {
     expect_ok(&bench.probe(&format!("test={test} {kind}verify={SEED}"), &flags)?, &[&test])
 }
 
+/// The same on a thin disk that stands on another, on each controller, with our own verbs around it.
+#[test]
+fn what_the_guest_writes_is_in_a_qcow2_overlay_and_not_in_what_it_stands_on() -> Result<()> {
+    const SEED: u64 = 91;
+    let name = "what_the_guest_writes_is_in_a_qcow2_overlay_and_not_in_what_it_stands_on";
+    let Some(bench) = Bench::new(name)? else { return Ok(()) };
+    let verb = |words: &[&str]| -> Result<()> {
+        let output = Command::new(orangery()?).arg("disk").args(words).output()?;
+        ensure!(output.status.success(), "disk {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    };
+    let path = |name: &str| bench.path(name).display().to_string();
+    verb(&["create", &path("base.qcow2"), "16M"])?;
+    let before = fs::read(bench.path("base.qcow2"))?;
+    for (bus, kind) in [("virtio", "blk"), ("sata", "disk"), ("nvme", "nvme")] {
+        let (top, copy) = (path(&format!("{bus}.qcow2")), path(&format!("{bus}.raw")));
+        verb(&["create", &top, "--backing", "base.qcow2"])?;
+        let disk = format!("{top},bus={bus}");
+        let flags = ["--cpus", "1", "--memory", "64", "--disk", &disk];
+        let test = format!("{kind}-pattern");
+        expect_ok(&bench.probe(&format!("test={test} {kind}fill={SEED}"), &flags)?, &[&test])?;
+        verb(&["check", &top])?;
+        verb(&["convert", &top, &copy])?;
+        let mut state = SEED;
+        for (at, chunk) in fs::read(&copy)?.chunks_exact(8).enumerate() {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            ensure!(chunk == state.to_le_bytes(), "{bus}: the disk differs at byte {}", 8 * at);
+        }
+        expect_ok(&bench.probe(&format!("test={test} {kind}verify={SEED}"), &flags)?, &[&test])?;
+    }
+    ensure!(fs::read(bench.path("base.qcow2"))? == before, "the image below was changed");
+    Ok(())
+}
+
 #[test]
 fn the_tpm_answers_and_has_power_anew_in_every_machine() -> Result<()> {
     let Some(bench) = Bench::new("the_tpm_answers_and_has_power_anew_in_every_machine")? else { return Ok(()) };

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use vmm_core::backend::disk::Format;
 use vmm_core::config::{DiskBus, Topology};
 
 use crate::control::Stream;
@@ -226,6 +227,9 @@ Examples:
         /// An ISO, a disk image or a kernel
         file: PathBuf,
     },
+    /// Look at disk images, make and change them
+    #[command(subcommand)]
+    Disk(DiskVerb),
     /// Open the manager's window, with a file as if it had been dropped there: what a double click does
     Open {
         /// An ISO, a disk image or a kernel
@@ -278,6 +282,84 @@ pub enum SnapshotAct {
     },
 }
 
+/// What `orangery disk` does.
+#[derive(Debug, Subcommand)]
+pub enum DiskVerb {
+    /// Say what an image is, how large for the guest and on the host, and what it stands on
+    Info {
+        /// The image; a machine may be using it
+        file: PathBuf,
+    },
+    /// Make an empty image, thin: it takes the space that is written
+    #[command(after_help = "\
+Examples:
+  orangery disk create disk.qcow2 40G
+  orangery disk create change.qcow2 --backing disk.qcow2    what is written goes to change.qcow2")]
+    Create {
+        /// Where; its folder must be there, the file not
+        file: PathBuf,
+        /// Its size, like 40G [default: that of the image below]
+        #[arg(value_parser = crate::library::size::parse, required_unless_present = "backing")]
+        size: Option<u64>,
+        /// Its format [default: raw if it ends in .raw or .img, else qcow2]
+        #[arg(long, value_name = "raw|qcow2", value_parser = format)]
+        format: Option<Format>,
+        /// The image that it stands on, as a path from its own folder
+        #[arg(long, value_name = "FILE")]
+        backing: Option<PathBuf>,
+        /// Bytes of a cluster, like 64K
+        #[arg(long, value_name = "SIZE", value_parser = crate::library::size::parse)]
+        cluster: Option<u64>,
+    },
+    /// Copy an image into another format: from raw, qcow2, VMDK, VDI, VHD or VHDX
+    #[command(after_help = "\
+Examples:
+  orangery disk convert appliance.vmdk disk.qcow2
+  orangery disk convert disk.qcow2 disk.raw
+
+Ctrl+C leaves the old image as it is, and no new one.")]
+    Convert {
+        /// What to copy
+        from: PathBuf,
+        /// Where to; nothing may be there
+        to: PathBuf,
+        /// Its format [default: raw if it ends in .raw or .img, else qcow2]
+        #[arg(long, value_name = "raw|qcow2", value_parser = format)]
+        format: Option<Format>,
+        /// Bytes of a cluster, like 64K
+        #[arg(long, value_name = "SIZE", value_parser = crate::library::size::parse)]
+        cluster: Option<u64>,
+    },
+    /// Make a disk larger; the guest's file systems are then grown in the guest
+    Grow {
+        /// The image
+        file: PathBuf,
+        /// The new size, like 80G; with '+' in front, that much more
+        size: String,
+    },
+    /// Give space back to the host that an image takes and does not need
+    Compact {
+        /// The image
+        file: PathBuf,
+    },
+    /// Look for what is wrong in an image's own tables
+    Check {
+        /// The image
+        file: PathBuf,
+        /// Take leaked space back and count again what is used
+        #[arg(long)]
+        repair: bool,
+    },
+}
+
+fn format(text: &str) -> Result<Format, String> {
+    match text {
+        "raw" => Ok(Format::Raw),
+        "qcow2" => Ok(Format::Qcow2),
+        _ => Err("write raw or qcow2".into()),
+    }
+}
+
 /// Which virtual machine.
 #[derive(Debug, Args)]
 pub struct Which {
@@ -291,7 +373,7 @@ pub struct MachineArgs {
     /// An ISO in a CD-ROM drive (repeatable); it is started first
     #[arg(long, value_name = "ISO")]
     pub cdrom: Vec<PathBuf>,
-    /// An existing raw disk image or block device (repeatable); 'ro' makes it read-only, 'bus' chooses its controller:
+    /// An existing disk image, raw or qcow2, or a block device (repeatable); 'ro' makes it read-only, 'bus' chooses its controller:
     /// virtio, sata or nvme
     #[arg(long, value_name = "PATH[,ro][,bus=BUS]", value_parser = disk)]
     pub disk: Vec<DiskArg>,

@@ -1,6 +1,7 @@
 //! The command line: every verb of the windows, through the same functions.
 
 mod args;
+mod disk;
 mod output;
 mod progress;
 mod snapshots;

@@ -79,6 +79,7 @@ pub fn perform(cli: Cli) -> Result<(), CliError> {
             );
             Ok(())
         }
+        Verb::Disk(verb) => super::disk::perform(out, verb),
         Verb::Open { file } => manager(file),
         Verb::Check => check(out),
         Verb::Demo { headless } => {
@@ -92,7 +93,8 @@ pub fn perform(cli: Cli) -> Result<(), CliError> {
 /// Where a verb's answer goes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Out {
-    pub json: bool,
+    /// As JSON.
+    pub(super) json: bool,
 }
 
 impl Out {

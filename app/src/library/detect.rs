@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
+use vmm_core::backend::disk::{self, Format, Identity};
 use vmm_core::config::Boot;
 
 use super::{Firmware, HostLimits, NewDisk, NewMachine};
@@ -44,7 +45,7 @@ pub enum MediumKind {
         /// UEFI can boot it (El Torito, EFI).
         uefi: bool,
     },
-    /// A raw disk image or a block device.
+    /// A disk image, raw or qcow2, or a block device.
     Disk {
         /// Its partition table.
         table: Table,
@@ -97,12 +98,11 @@ pub enum DetectError {
     },
 }
 
-const CONVERT: &str = "Orangery takes raw images for now: convert it with 'qemu-img convert -O raw IN OUT'";
+const CONVERT: &str = "convert it first: 'orangery disk convert OLD NEW'";
 const UNPACK: &str = "unpack it first, and open what is inside";
 
 /// Formats that are recognised by their first bytes, and refused in words.
-const REFUSED: [(usize, &[u8], &str, &str); 14] = [
-    (0, b"QFI\xfb", "a qcow2 disk image", CONVERT),
+const REFUSED: [(usize, &[u8], &str, &str); 13] = [
     (0, b"KDMV", "a VMDK disk image", CONVERT),
     (0, b"# Disk DescriptorFile", "a VMDK descriptor", CONVERT),
     (0, b"vhdxfile", "a VHDX disk image", CONVERT),
@@ -133,7 +133,10 @@ pub fn detect(path: &Path) -> Result<Medium, DetectError> {
     if !kind.is_file() && !kind.is_block_device() {
         return refuse("no file that holds data", "open an ISO, a disk image or a kernel");
     }
-    let file = File::open(path).map_err(io)?;
+    let mut file = File::open(path).map_err(io)?;
+    if matches!(disk::identify(path), Ok(Identity::Own(Format::Qcow2))) {
+        file = start_of(path)?;
+    }
     let size = io::Seek::seek(&mut &file, io::SeekFrom::End(0)).map_err(io)?;
     let absolute = std::path::absolute(path).map_err(io)?;
     let head = read_at(&file, 0, 4096).map_err(io)?;
@@ -185,6 +188,18 @@ pub fn detect(path: &Path) -> Result<Medium, DetectError> {
         Table::None => false,
     };
     found(MediumKind::Disk { table, bios, uefi })
+}
+
+/// A file as long as the disk in a qcow2 image, with the part of it that is looked at.
+fn start_of(path: &Path) -> Result<File, DetectError> {
+    const LOOKED_AT: usize = 1 << 20;
+    let io = |source| DetectError::Io { path: path.into(), source };
+    let (bytes, size) = disk::tools::start(path, LOOKED_AT).map_err(|error| io(io::Error::other(error)))?;
+    let memory = rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).map_err(|error| io(error.into()))?;
+    let file = File::from(memory);
+    file.set_len(size).map_err(io)?;
+    std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 0).map_err(io)?;
+    Ok(file)
 }
 
 /// Whether a GUID partition table has an EFI system partition (UEFI 2.10 §5.3): in its first 128 entries, as many as there

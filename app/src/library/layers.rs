@@ -146,8 +146,10 @@ impl Images {
             // A file that is no image stands on nothing.
             let facts = disk::facts(&entry.path()).ok();
             let backing = facts.and_then(|facts| facts.backing).and_then(|backing| {
-                let plain = !backing.contains('/') && folder.join(&backing).is_file();
-                plain.then_some(backing)
+                let name = backing.file_name()?.to_str()?.to_string();
+                // A path that leads there by another way is the same file.
+                let same = |a: &Path, b: &Path| Some(a.canonicalize().ok()? == b.canonicalize().ok()?);
+                same(&folder.join(&name), &backing)?.then_some(name)
             });
             below.insert(name, backing);
         }

@@ -36,6 +36,7 @@ use vmm_core::vm::{BuildError, Lifecycle, Ports, Vm, VmCommand, VmEvent, VmHandl
 pub use launch::{Announcement, LaunchError, launch, launch_demo, launch_with};
 pub use picture::png;
 pub use run::{RunError, run};
+pub use signals::Signals;
 pub use terminal::attach;
 pub use throwaway::{Throwaway, boot, demo};
 

@@ -3,7 +3,7 @@
 //! A figure is a ratio: both sides are run in turn, several times, and their medians are compared; absolute values are
 //! context, for they change with the computer and with what else it does. Nothing here passes or fails by a time.
 //! Results go to `artifacts/bench.md` and `artifacts/bench.json`. `bench NAME…` measures only those of `start`, `idle`,
-//! `firmware`, `disk`, `display` and `source`.
+//! `firmware`, `disk`, `qcow2`, `display` and `source`.
 
 mod disk;
 mod display;
@@ -12,6 +12,7 @@ mod firmware;
 mod first_run;
 mod guest;
 mod idle;
+mod qcow2;
 mod source;
 mod start;
 
@@ -43,6 +44,7 @@ const MEASUREMENTS: &[(&str, Measurement)] = &[
     ("firmware", firmware::measure),
     ("idle", idle::measure),
     ("disk", disk::measure),
+    ("qcow2", qcow2::measure),
     ("display", display::measure),
 ];
 

@@ -3,6 +3,7 @@
 
 mod buffers;
 mod complaint;
+pub mod foreign;
 mod image;
 mod job;
 mod medium;
@@ -18,6 +19,7 @@ mod raw;
 mod switch;
 #[cfg(test)]
 mod tests;
+pub mod tools;
 mod uring;
 mod worker;
 
@@ -30,7 +32,7 @@ pub use image::{OpenError, OpenOptions};
 pub use medium::{BLOCK, Medium};
 #[cfg(any(test, feature = "testkit"))]
 pub use memory::{Control, MemoryDisk};
-pub use open::{Facts, Format, detect, facts, open, open_as};
+pub use open::{Facts, Format, Identity, detect, facts, identify, open, open_as};
 pub use qcow2::{
     CreateError, CreateOptions, Findings, FormatError, Merge as MergeError, Qcow2Disk, Roots, check, commit, create,
     create_overlay, rebase_header, repair_file,
@@ -140,7 +142,8 @@ pub trait Disk: Send {
     /// Starts what was submitted.
     fn kick(&mut self);
 
-    /// A request that ended, if there is one.
+    /// A request that ended, if there is one. Whoever takes one and submits another takes until there is none, or kicks:
+    /// only a kick signals the event for what ended at once.
     fn completed(&mut self) -> Option<Completion>;
 
     /// An eventfd that is signalled whenever requests may have ended, or [`Disk::kick`] has more to do.

@@ -3,10 +3,11 @@
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use super::foreign::{self, Foreign};
 use super::image::{OpenError, OpenOptions};
-use super::qcow2::{self, Qcow2Disk, Roots};
+use super::qcow2::{self, FormatError, Qcow2Disk, Roots};
 use super::raw::RawDisk;
 use super::{Disk, SECTOR};
 
@@ -19,18 +20,52 @@ pub enum Format {
     Qcow2,
 }
 
+impl Format {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::Raw => "raw",
+            Format::Qcow2 => "qcow2",
+        }
+    }
+}
+
+/// What a file is at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Identity {
+    /// A machine can use it.
+    Own(Format),
+    /// It can be converted.
+    Foreign(Foreign),
+}
+
 /// A guest can write what it likes to the start of a raw disk. A file with this ending is raw, whatever it starts with.
 const RAW_ENDING: &str = "raw";
 
 /// What a file is, by its first bytes. Block devices, and files that end in `.raw`, are raw.
-pub fn detect(path: &Path) -> Result<Format, OpenError> {
+pub fn identify(path: &Path) -> Result<Identity, OpenError> {
     let host = |source| OpenError::Host { action: "open", path: path.into(), source };
-    let kind = std::fs::metadata(path).map_err(host)?.file_type();
+    let metadata = std::fs::metadata(path).map_err(host)?;
+    let kind = metadata.file_type();
     if kind.is_block_device() || !kind.is_file() || path.extension().is_some_and(|e| e == RAW_ENDING) {
-        return Ok(Format::Raw);
+        return Ok(Identity::Own(Format::Raw));
     }
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(host)?;
-    Ok(if qcow2::is_qcow2_file(&file) { Format::Qcow2 } else { Format::Raw })
+    if qcow2::is_qcow2_file(&file) {
+        return Ok(Identity::Own(Format::Qcow2));
+    }
+    let foreign = foreign::detect(&file, path, metadata.len());
+    Ok(foreign.map_or(Identity::Own(Format::Raw), Identity::Foreign))
+}
+
+/// The format of a file that a machine can use.
+pub fn detect(path: &Path) -> Result<Format, OpenError> {
+    match identify(path)? {
+        Identity::Own(format) => Ok(format),
+        Identity::Foreign(kind) => {
+            Err(OpenError::Format { path: path.into(), source: FormatError::Foreign(kind.name()) })
+        }
+    }
 }
 
 /// What a disk's image says of itself.
@@ -40,15 +75,18 @@ pub struct Facts {
     pub format: Format,
     /// Bytes of the disk.
     pub size: u64,
-    /// The file that it stands on, as it names it.
-    pub backing: Option<String>,
+    /// The file that it stands on, if that is there.
+    pub backing: Option<PathBuf>,
 }
 
 /// Reads what an image says of itself. Takes no lock: whoever uses it may be changing it.
 pub fn facts(path: &Path) -> Result<Facts, OpenError> {
     let format = detect(path)?;
     let (size, backing) = match format {
-        Format::Qcow2 => qcow2::size_and_backing(path)?,
+        Format::Qcow2 => {
+            let looked = qcow2::look(path, &Roots::of(path))?;
+            (looked.size, looked.backing.and_then(Result::ok).map(|(path, _)| path))
+        }
         Format::Raw => {
             let host = |source| OpenError::Host { action: "measure", path: path.into(), source };
             let mut file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(host)?;

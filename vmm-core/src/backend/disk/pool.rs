@@ -90,7 +90,7 @@ impl<T: Send + 'static> Pool<T> {
         }
         loop {
             match job.next(image) {
-                Step::Done(result) => return self.ended(tag, result),
+                Step::Done(result) => return self.done.push_back((tag, result)),
                 Step::Call(call) => match perform_at_once(call, image) {
                     Some(result) => job.result(image, result),
                     None => {
@@ -112,14 +112,6 @@ impl<T: Send + 'static> Pool<T> {
             #[cfg(test)]
             Engine::Sim(sim) => sim.start(running),
         }
-    }
-
-    fn ended(&mut self, tag: T, result: Result<(), DiskError>) {
-        // Whoever takes what ended takes all of it.
-        if self.done.is_empty() {
-            self.signal();
-        }
-        self.done.push_back((tag, result));
     }
 
     /// Has the kernel see what was started.

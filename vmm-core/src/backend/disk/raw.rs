@@ -54,6 +54,9 @@ impl Disk for RawDisk {
 
     fn kick(&mut self) {
         self.pool.kick();
+        if self.pool.has_ended() {
+            self.pool.signal();
+        }
     }
 
     fn completed(&mut self) -> Option<Completion> {

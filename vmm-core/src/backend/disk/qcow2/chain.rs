@@ -1,8 +1,9 @@
 //! Opens an image with all that it stands on. What an image names as its backing file is only followed inside folders
 //! that the caller names: an image that came from elsewhere must not show the guest the host's files.
 
+use std::collections::HashSet;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use super::refcounts::Refcounts;
 use super::table::Map;
 use crate::backend::disk::DiskError;
 use crate::backend::disk::image::{Image, Lock, OpenError, OpenOptions};
+use crate::backend::disk::open::Format;
 
 /// The most images in a chain.
 const MOST_LAYERS: usize = 256;
@@ -90,19 +92,6 @@ fn reading(error: io::Error) -> Trouble {
 pub fn is_qcow2_file(file: &File) -> bool {
     let mut start = [0; 8];
     file.read_exact_at(&mut start, 0).is_ok() && is_qcow2(&start)
-}
-
-/// Bytes of the disk of an image, and the name of what it stands on. Takes no lock.
-pub fn size_and_backing(path: &Path) -> Result<(u64, Option<String>), OpenError> {
-    let host = |source| OpenError::Host { action: "read", path: path.into(), source };
-    let file = File::open(path).map_err(host)?;
-    let read = |len: usize| {
-        let mut bytes = vec![0; len];
-        file.read_exact_at(&mut bytes, 0).map(|()| bytes).map_err(host)
-    };
-    let format = |error: FormatError| Trouble::from(error).on(path);
-    let header = Header::parse(&read(Header::cluster_size(&read(512)?).map_err(format)?)?).map_err(format)?;
-    Ok((header.size, header.backing))
 }
 
 /// The header and the table of level 1 of an image that is open.
@@ -182,6 +171,39 @@ pub fn open(path: &Path, options: OpenOptions, roots: &Roots, beside: bool) -> R
     Ok(layers)
 }
 
+/// What a header says of its image.
+pub struct Looked {
+    /// Bytes of the virtual disk.
+    pub size: u64,
+    /// Bytes of a cluster.
+    pub cluster: u32,
+    /// The image that it stands on, with its format if it says that, if it may be followed.
+    pub backing: Option<Result<(PathBuf, Option<Format>), OpenError>>,
+    /// Why it can't be written, or what is wrong with it.
+    pub problem: Option<String>,
+}
+
+/// Looks at an image that may be in use.
+pub fn look(path: &Path, roots: &Roots) -> Result<Looked, OpenError> {
+    let host = |source| OpenError::Host { action: "read", path: path.into(), source };
+    let refused = |source| OpenError::Format { path: path.into(), source };
+    let file = File::open(path).map_err(host)?;
+    let mut bytes = vec![0; 512];
+    file.read_exact_at(&mut bytes, 0).map_err(host)?;
+    let cluster = Header::cluster_size(&bytes).map_err(refused)?;
+    bytes.clear();
+    file.take(cluster as u64).read_to_end(&mut bytes).map_err(host)?;
+    let header = Header::parse(&bytes).map_err(refused)?;
+    let format = match header.backing_format.as_deref() {
+        Some("raw") => Some(Format::Raw),
+        Some("qcow2") => Some(Format::Qcow2),
+        _ => None,
+    };
+    let backing = header.backing.as_ref().map(|name| find(path, name, roots).map(|path| (path, format)));
+    let problem = header.check_writable().err().map(|error| error.to_string());
+    Ok(Looked { size: header.size, cluster: 1 << header.cluster_bits, backing, problem })
+}
+
 /// Which file a path leads to.
 fn identity(path: &Path) -> Result<(u64, u64), OpenError> {
     let host = |source| OpenError::Host { action: "open", path: path.into(), source };
@@ -221,17 +243,21 @@ pub fn load_refcounts(image: &Image, header: &Header) -> Result<Refcounts, Troub
     if used * cluster as u64 > MOST_REFCOUNTS {
         return Err(FormatError::Unsupported("more refcounts than fit into memory".into()).into());
     }
-    let mut blocks = Vec::with_capacity(table.len());
+    let (mut blocks, mut seen) = (Vec::with_capacity(table.len()), HashSet::new());
     for &at in &table {
         if at == 0 {
             blocks.push(None);
             continue;
         }
-        if at % cluster as u64 != 0 || at >= length {
+        if at % cluster as u64 != 0 || at >= length || !seen.insert(at) {
             return Err(damaged("a refcount block is not where one may be"));
         }
         blocks.push(Some(image.read_aligned(at, cluster).map_err(reading)?.into_boxed_slice()));
     }
     let end = length.div_ceil(cluster as u64);
-    Ok(Refcounts::new(header.cluster_bits, header.refcount_order, header.reftable_offset, table, blocks, end))
+    let refs = Refcounts::new(header.cluster_bits, header.refcount_order, header.reftable_offset, table, blocks, end);
+    if refs.end() > super::format::entry::OFFSET >> header.cluster_bits {
+        return Err(damaged("it counts clusters that no entry could name"));
+    }
+    Ok(refs)
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::chain::{self, Roots};
+use super::read::Place;
 use super::{Key, Qcow2Disk};
 use crate::backend::disk::buffers::Scratch;
 use crate::backend::disk::image::{Image, Lock, OpenError, OpenOptions};
@@ -66,6 +67,19 @@ impl Qcow2Disk {
                 Found::Zero { len } => return Ok((Extent::Zero, len)),
                 Found::Hole { len } => return Ok((Extent::Hole, len)),
                 Found::Missing(slice) => self.load_now(Key::Slice { layer: 0, slice })?,
+            }
+        }
+    }
+}
+
+impl Qcow2Disk {
+    /// Whether the whole chain has something else than zeroes from `offset` on, and for how many bytes that is so.
+    pub(crate) fn extent_of_all(&mut self, offset: u64) -> Result<(Extent, u64), DiskError> {
+        loop {
+            match self.resolve(0, offset, self.geometry.size - offset)? {
+                Ok((Place::Zero, len)) => return Ok((Extent::Zero, len)),
+                Ok((_, len)) => return Ok((Extent::Data, len)),
+                Err(key) => self.load_now(key)?,
             }
         }
     }
@@ -172,6 +186,30 @@ pub(crate) struct Copier {
 }
 
 impl Copier {
+    /// The most parts that are copied beside each other.
+    pub const DEPTH: usize = DEPTH;
+
+    /// These bytes as what a request takes.
+    pub fn buffers(bytes: &[u8]) -> Buffers {
+        let mut scratch = Scratch::new(bytes.len());
+        scratch.bytes()[..bytes.len()].copy_from_slice(bytes);
+        Buffers::own(&Arc::new(scratch), bytes.len())
+    }
+
+    /// Where something else than zeroes is, in blocks: starts and lengths.
+    pub fn runs(bytes: &[u8]) -> Vec<(u64, u64)> {
+        const BLOCK: usize = 64 << 10;
+        let mut runs: Vec<(u64, u64)> = Vec::new();
+        for (at, block) in bytes.chunks(BLOCK).enumerate().filter(|(_, block)| block.iter().any(|byte| *byte != 0)) {
+            let (start, len) = ((at * BLOCK) as u64, block.len() as u64);
+            match runs.last_mut() {
+                Some((first, all)) if *first + *all == start => *all += len,
+                _ => runs.push((start, len)),
+            }
+        }
+        runs
+    }
+
     pub fn new() -> Copier {
         Copier { scratch: (0..DEPTH).map(|_| Arc::new(Scratch::new(CHUNK as usize))).collect() }
     }
@@ -189,11 +227,14 @@ impl Copier {
         }
         finish(source).map_err(failed("read"))?;
         for (&(offset, len), scratch) in parts.iter().zip(&mut self.scratch) {
-            let zero = sparse
-                && Arc::get_mut(scratch).is_some_and(|s| s.bytes()[..len as usize].iter().all(|byte| *byte == 0));
-            if !zero {
-                let buffers = Buffers::own(scratch, len as usize);
-                target.submit(0, Request::Write { offset, buffers, durable: false });
+            let all = vec![(0, len)];
+            let runs = match Arc::get_mut(scratch) {
+                Some(scratch) if sparse => Copier::runs(&scratch.bytes()[..len as usize]),
+                _ => all,
+            };
+            for (start, len) in runs {
+                let (_, rest) = Buffers::own(scratch, (start + len) as usize).split(start);
+                target.submit(0, Request::Write { offset: offset + start, buffers: rest, durable: false });
             }
         }
         finish(target).map_err(failed("write"))

@@ -16,10 +16,10 @@ use super::format::{entry, incompatible};
 use super::piece::Piece;
 use super::refcounts::Pending;
 use super::table::{Map, SLICE_BYTES};
-use super::{Qcow2Disk, Tag};
+use super::{Owner, Qcow2Disk, Tag};
 use crate::backend::disk::image::Image;
 use crate::backend::disk::job::Job;
-use crate::backend::disk::{Disk, DiskError, Request};
+use crate::backend::disk::{DiskError, Request};
 
 /// Clusters that are dropped before they are given back without the guest's flush, and changed slices that wait.
 const MOST_DROPPED: u64 = 4096;
@@ -279,6 +279,21 @@ impl Qcow2Disk {
         }
     }
 
+    /// Gives all free clusters back to the host. Nothing may be in flight.
+    pub(crate) fn punch_free(&mut self) -> Result<(), DiskError> {
+        self.close()?;
+        let (image, map, writer) = self.top()?;
+        let bits = map.cluster_bits;
+        for (start, count) in writer.refs.free_runs() {
+            Job::punch(start << bits, count << bits).run(image)?;
+        }
+        let end = writer.refs.end() << bits;
+        let image = image.clone();
+        image.file().set_len(end).map_err(DiskError::Host)?;
+        writer.set_length(end);
+        self.run_job(&image, Job::sync())
+    }
+
     /// Waits for everything, has all of it on stable storage, and takes the mark off.
     pub(super) fn close(&mut self) -> Result<(), DiskError> {
         self.run_to_rest();
@@ -311,13 +326,11 @@ impl Qcow2Disk {
 
     /// Flushes while nothing else is on its way.
     pub(super) fn flush_now(&mut self) -> Result<(), DiskError> {
-        self.submit(u64::MAX, Request::Flush);
+        let active = self.active(Owner::Own, Request::Flush);
+        let slot = self.add(active);
+        self.advance(slot);
         self.run_to_rest();
-        let at = self.done.iter().position(|c| c.token == u64::MAX);
-        match at.and_then(|at| self.done.remove(at)) {
-            Some(flush) => flush.result,
-            None => Err(DiskError::Damaged("a flush was lost")),
-        }
+        self.own_flush.take().unwrap_or(Err(DiskError::Damaged("a flush was lost")))
     }
 
     /// Does a job while nothing else is on its way.

@@ -27,8 +27,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use chain::Roots;
-pub(super) use chain::{is_qcow2_file, size_and_backing};
+pub(super) use chain::{is_qcow2_file, look};
+pub(super) use commit::{Copier, Extent, perform};
 pub use commit::{Merge, commit};
+pub(super) use create::sync_folder;
 pub use create::{CreateError, CreateOptions, create, create_overlay, rebase_header};
 pub use format::FormatError;
 pub use repair::{Findings, check, repair_file};
@@ -60,12 +62,12 @@ pub struct Qcow2Disk {
     inflated: VecDeque<(Key, Arc<[u8]>)>,
     /// Why what nobody but the caller waits for could not be read.
     load_failed: Option<DiskError>,
+    /// How our own flush ended.
+    own_flush: Option<Result<(), DiskError>>,
     /// Requests that can go on.
     ready: VecDeque<usize>,
     /// Numbers the requests in the order in which they came.
     next_seq: u64,
-    /// Requests of the owner that have not ended.
-    owed: usize,
     done: VecDeque<Completion>,
 }
 
@@ -96,6 +98,8 @@ enum Tag {
 enum Owner {
     /// The device's, by its token.
     Device(u64),
+    /// Our own flush.
+    Own,
     /// It reads what is around the data of an allocation, by that one's first guest cluster.
     Fill(u64),
 }
@@ -184,8 +188,8 @@ impl Qcow2Disk {
             inflated: VecDeque::new(),
             ready: VecDeque::new(),
             load_failed: None,
+            own_flush: None,
             next_seq: 0,
-            owed: 0,
             done: VecDeque::new(),
         })
     }
@@ -214,7 +218,7 @@ impl Qcow2Disk {
         self.next_seq
     }
 
-    fn active(&mut self, token: u64, request: Request) -> Active {
+    fn active(&mut self, owner: Owner, request: Request) -> Active {
         let (kind, offset, len, buffers, durable) = match request {
             Request::Read { offset, buffers } => (Kind::Read, offset, buffers.len(), Some(buffers), false),
             Request::Write { offset, buffers, durable } => (Kind::Write, offset, buffers.len(), Some(buffers), durable),
@@ -230,7 +234,7 @@ impl Qcow2Disk {
         };
         // What a read-only disk has was flushed by whoever wrote it.
         let durable = durable && self.writer.is_some();
-        let (owner, seq) = (Owner::Device(token), self.seq());
+        let seq = self.seq();
         Active {
             owner,
             kind,
@@ -289,12 +293,9 @@ impl Qcow2Disk {
         let result = request.failed.map_or(Ok(()), Err);
         match request.owner {
             Owner::Device(token) => {
-                if self.done.is_empty() {
-                    self.pool.signal();
-                }
-                self.owed -= 1;
                 self.done.push_back(Completion { token, result });
             }
+            Owner::Own => self.own_flush = Some(result),
             Owner::Fill(first) => self.filled(first, result),
         }
     }
@@ -373,14 +374,16 @@ impl Disk for Qcow2Disk {
     }
 
     fn submit(&mut self, token: u64, request: Request) {
-        let active = self.active(token, request);
-        self.owed += 1;
+        let active = self.active(Owner::Device(token), request);
         let slot = self.add(active);
         self.advance(slot);
     }
 
     fn kick(&mut self) {
         self.pump();
+        if !self.done.is_empty() {
+            self.pool.signal();
+        }
     }
 
     fn completed(&mut self) -> Option<Completion> {
