@@ -262,7 +262,7 @@ fn check_size(size: u64) -> Result<u64, ForeignError> {
     match size {
         0 => Err(damaged("its disk is empty")),
         size if size > MAX_SIZE => Err(unsupported(format!("a virtual disk of {} TiB", size >> 40))),
-        size if size % SECTOR != 0 => Err(damaged("its disk is no whole number of sectors")),
+        size if !size.is_multiple_of(SECTOR) => Err(damaged("its disk is no whole number of sectors")),
         size => Ok(size),
     }
 }

@@ -249,7 +249,7 @@ pub fn load_refcounts(image: &Image, header: &Header) -> Result<Refcounts, Troub
             blocks.push(None);
             continue;
         }
-        if at % cluster as u64 != 0 || at >= length || !seen.insert(at) {
+        if !at.is_multiple_of(cluster as u64) || at >= length || !seen.insert(at) {
             return Err(damaged("a refcount block is not where one may be"));
         }
         blocks.push(Some(image.read_aligned(at, cluster).map_err(reading)?.into_boxed_slice()));

@@ -226,7 +226,8 @@ impl Qcow2Disk {
             Request::Discard { offset, len } => (Kind::Discard, offset, len, None, false),
             Request::WriteZeroes { offset, len, unmap, durable } => (Kind::Zero { unmap }, offset, len, None, durable),
         };
-        let end = offset.checked_add(len).filter(|end| *end <= self.geometry.size && (offset | len) % SECTOR == 0);
+        let end =
+            offset.checked_add(len).filter(|end| *end <= self.geometry.size && (offset | len).is_multiple_of(SECTOR));
         let failed = match (end, kind) {
             (None, _) => Some(DiskError::OutOfRange),
             (_, Kind::Write | Kind::Zero { .. } | Kind::Discard) if self.writer.is_none() => Some(DiskError::ReadOnly),

@@ -74,7 +74,7 @@ impl Census {
             if at == 0 {
                 continue;
             }
-            if at % cluster != 0 || at >> self.bits >= self.counts.len() as u64 {
+            if !at.is_multiple_of(cluster) || at >> self.bits >= self.counts.len() as u64 {
                 self.findings.error(|| format!("a table of level 2 is said to be at {at:#x}"));
                 continue;
             }
@@ -88,7 +88,7 @@ impl Census {
                     self.findings.data_clusters += u64::from(active);
                 } else if found & entry::OFFSET != 0 {
                     let at = found & entry::OFFSET;
-                    if at % cluster != 0 {
+                    if !at.is_multiple_of(cluster) {
                         self.findings.error(|| format!("a cluster is said to be at {at:#x}"));
                         continue;
                     }
@@ -111,7 +111,7 @@ impl Census {
                 |from: usize, len: usize| head[from..from + len].iter().fold(0u64, |n, b| n << 8 | u64::from(*b));
             let (l1_offset, entries) = (number(0, 8), number(8, 4));
             let len = HEAD as u64 + number(36, 4) + number(12, 2) + number(14, 2);
-            if entries * 8 > super::format::MAX_L1_BYTES || l1_offset % map.cluster() != 0 {
+            if entries * 8 > super::format::MAX_L1_BYTES || !l1_offset.is_multiple_of(map.cluster()) {
                 self.findings.error(|| "a snapshot's table of level 1 makes no sense".into());
                 return Ok(());
             }
@@ -201,7 +201,7 @@ fn check_own(image: &Image, map: &Map, refs: &Refcounts, findings: &mut Findings
     let cluster = map.cluster();
     for &l1 in &map.l1 {
         let at = l1 & entry::OFFSET;
-        if at == 0 || at % cluster != 0 {
+        if at == 0 || !at.is_multiple_of(cluster) {
             continue;
         }
         let bytes = image.read_aligned(at, cluster as usize).map_err(|e| Trouble::Host("read", e))?;

@@ -185,7 +185,7 @@ impl Map {
     /// The offset of an entry's cluster.
     pub fn offset_of(&self, entry: u64) -> Result<u64, DiskError> {
         let at = entry & entry::OFFSET;
-        if at % self.cluster() != 0 { Err(damaged("a cluster does not start where one may")) } else { Ok(at) }
+        if !at.is_multiple_of(self.cluster()) { Err(damaged("a cluster does not start where one may")) } else { Ok(at) }
     }
 
     /// Whether an entry reads as zeroes.
@@ -227,7 +227,7 @@ impl Map {
         if place == 0 {
             return Ok(Found::Hole { len: run(&|_, e| e & (entry::COMPRESSED | entry::OFFSET) == 0 && !is_zero(e)) });
         }
-        if place % cluster != 0 {
+        if !place.is_multiple_of(cluster) {
             return Err(damaged("a cluster does not start where one may"));
         }
         let mask = entry::OFFSET | entry::COPIED | entry::COMPRESSED | u64::from(has_zero_flag);

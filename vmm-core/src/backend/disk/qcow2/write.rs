@@ -464,7 +464,7 @@ impl Qcow2Disk {
         let found = map.find(offset, end - offset)?;
         let cluster_end = (first + 1) << bits;
         // The disk's last cluster may be cut off.
-        let covers = |from: u64, to: u64| from % size == 0 && (to >= from + size || to == disk_end);
+        let covers = |from: u64, to: u64| from.is_multiple_of(size) && (to >= from + size || to == disk_end);
         let whole = covers(offset, end.min(cluster_end));
         match found {
             Found::Missing(slice) => return Ok(self.park(slot, Key::Slice { layer: 0, slice })),
@@ -510,7 +510,7 @@ impl Qcow2Disk {
         let (_, map, _) = self.top()?;
         let (bits, size) = (map.cluster_bits, map.cluster());
         let cluster_end = ((offset >> bits) + 1) << bits;
-        if offset % size != 0 || (request.end < cluster_end && !last) {
+        if !offset.is_multiple_of(size) || (request.end < cluster_end && !last) {
             request.offset = request.end.min(cluster_end);
             return Ok(Next::Step);
         }
