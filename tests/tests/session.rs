@@ -73,7 +73,9 @@ impl Bench {
 
 impl Drop for Bench {
     fn drop(&mut self) {
-        let _ = self.run(&["stop", "a", "--force"]);
+        for name in ["a", "b", "c", "d"] {
+            let _ = self.run(&["stop", name, "--force"]);
+        }
     }
 }
 
@@ -498,5 +500,42 @@ fn a_process_that_is_killed_while_it_saves_leaves_a_machine_that_starts() {
         bench.ok(&["start", "a", "--headless"]);
         // One that goes on, or one that starts anew: either holds.
         wait_for_rounds(&bench, 0);
+    }
+}
+
+#[test]
+fn forks_go_on_beside_their_machine_and_share_its_memory() {
+    let Some(bench) = Bench::new("forks_go_on_beside_their_machine_and_share_its_memory") else { return };
+    watching(&bench);
+    let round = wait_for_rounds(&bench, 0);
+    let forks = ["b", "c", "d"];
+    bench.ok(&["fork", "a", "b"]);
+    bench.ok(&["fork", "a", "c"]);
+    // One of a fork.
+    bench.ok(&["fork", "b", "d"]);
+    wait_for_rounds(&bench, round);
+    let log = |name: &str| {
+        std::fs::read_to_string(bench.dir.path().join(format!("machines/{name}/logs/serial.log"))).unwrap_or_default()
+    };
+    let until = Instant::now() + PATIENCE;
+    for fork in forks {
+        while !log(fork).contains(" holds") {
+            assert!(!log(fork).contains("FAIL") && Instant::now() < until, "{fork}: {}", log(fork));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    // Without its machine, and without what it was made of.
+    bench.ok(&["stop", "a", "--force"]);
+    bench.ok(&["delete", "a"]);
+    bench.ok(&["trash", "--empty"]);
+    for fork in forks {
+        let seen = log(fork).matches(" holds").count();
+        while log(fork).matches(" holds").count() == seen {
+            assert!(!log(fork).contains("FAIL") && Instant::now() < until, "{fork}: {}", log(fork));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        bench.ok(&["stop", fork, "--force"]);
+        bench.ok(&["start", fork, "--headless"]);
+        bench.ok(&["stop", fork, "--force"]);
     }
 }

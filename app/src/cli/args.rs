@@ -79,6 +79,9 @@ Examples:
         /// No window; needs no display
         #[arg(long)]
         headless: bool,
+        /// Descriptors of a machine that was forked off: its state, its memory
+        #[arg(long, value_name = "FDS", value_delimiter = ',', hide = true)]
+        handover: Vec<i32>,
     },
     /// Start one in the background, with its window
     Start {
@@ -118,6 +121,16 @@ Examples:
     Suspend {
         #[command(flatten)]
         which: Which,
+    },
+    /// Make another that goes on from this very moment as well, memory and all; both share what neither changes
+    Fork {
+        #[command(flatten)]
+        which: Which,
+        /// What to call it [default: its name and a number]
+        new: Option<String>,
+        /// How many to make, with numbers behind the name
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+        count: u32,
     },
     /// Take, list, go back to and delete snapshots: points it can go back to, its memory included when it runs
     #[command(after_help = "\

@@ -1,6 +1,7 @@
 //! What each verb does.
 
 use std::io::Write;
+use std::os::fd::FromRawFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use crate::control::{Client, ControlError, Power, State, keys};
 use crate::library::{
     self, Entry, Firmware, HostLimits, Library, Machine, NewDisk, NewMachine, UefiSupport, preflight,
 };
-use crate::session::{self, Announcement, Throwaway};
+use crate::session::{self, Announcement, Handover, Throwaway};
 
 /// How long a machine may take to say how it is, for a list of many.
 const GLANCE: Duration = Duration::from_secs(2);
@@ -35,7 +36,8 @@ pub fn perform(cli: Cli) -> Result<(), CliError> {
         Verb::Boot { machine } => boot(&machine),
         Verb::List => list(out),
         Verb::Show { which } => show(out, &which),
-        Verb::Run { which, headless } => run(out, &which, headless),
+        Verb::Run { which, headless, handover } => run(out, &which, headless, &handover),
+        Verb::Fork { which, new, count } => fork(out, &which, new.as_deref(), count),
         Verb::Start { which, headless } => start(out, &which, headless),
         Verb::Stop { which, force, timeout } => stop(out, &which, force, Duration::from_secs(timeout)),
         Verb::Reset { which } => command(out, &which, &Request::Reset, "reset"),
@@ -289,10 +291,50 @@ fn show(out: Out, which: &Which) -> Result<(), CliError> {
     Ok(())
 }
 
-fn run(out: Out, which: &Which, headless: bool) -> Result<(), CliError> {
+fn run(out: Out, which: &Which, headless: bool, handover: &[i32]) -> Result<(), CliError> {
     let library = library()?;
     let machine = library.load(&which.name)?;
-    Ok(session::run(&library, machine, headless, |announcement| out.say(announcement, ""))?)
+    let handover = handed_over(handover)?;
+    Ok(session::run(&library, machine, headless, handover, |announcement| out.say(announcement, ""))?)
+}
+
+/// The files that this process was given, by their numbers.
+fn handed_over(numbers: &[i32]) -> Result<Option<Handover>, CliError> {
+    let file = |&number: &i32| {
+        // SAFETY: only asks for a flag.
+        if number <= 2 || unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+            let text = format!("--handover is for Orangery itself, and {number} is no file that it was given");
+            return Err(CliError::Words(Exit::Usage, text));
+        }
+        // SAFETY: the descriptor is open, and was given to this process for nothing else.
+        Ok(unsafe { std::fs::File::from_raw_fd(number) })
+    };
+    let distinct: std::collections::BTreeSet<_> = numbers.iter().collect();
+    if distinct.len() != numbers.len() {
+        return Err(CliError::Words(Exit::Usage, "--handover names a file twice".into()));
+    }
+    let mut files = numbers.iter().map(file).collect::<Result<Vec<_>, _>>()?.into_iter();
+    Ok(files.next().map(|state| Handover { state, layers: files.collect() }))
+}
+
+fn fork(out: Out, which: &Which, name: Option<&str>, count: u32) -> Result<(), CliError> {
+    let library = library()?;
+    let machine = library.load(&which.name)?;
+    let taken = |name: &str| library.load(name).is_ok();
+    let mut made = Vec::new();
+    for _ in 0..count {
+        let stem = name.unwrap_or(&machine.name);
+        let free = (1..).map(|number| format!("{stem} {number}")).find(|name| !taken(name));
+        let fork = match name {
+            Some(name) if count == 1 => name.to_string(),
+            _ => free.unwrap_or_default(),
+        };
+        let (machine, client) = connect(which)?;
+        work(out, &machine, client, &Request::Fork { name: fork.clone() }, "forking")?;
+        made.push(fork);
+    }
+    out.say(&json!({ "forks": made }), &format!("{:?}: forked {}", machine.name, made.join(", ")));
+    Ok(())
 }
 
 fn start(out: Out, which: &Which, headless: bool) -> Result<(), CliError> {

@@ -100,7 +100,8 @@ impl App {
         session: ConsoleSession,
         waker: Waker,
     ) -> anyhow::Result<App> {
-        let ConsoleSession { screen, keyboard, pointer, serial, command, type_text, suspend, events, requests } = session;
+        let ConsoleSession { screen, keyboard, pointer, serial, command, type_text, suspend, events, requests } =
+            session;
         let serial = serial.map(|stream| Serial::start(stream, waker.clone())).transpose()?;
         let can_suspend = suspend.is_some();
         let (worker, outcomes) = Worker::start(command, type_text, suspend, waker.clone())?;

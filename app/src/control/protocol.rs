@@ -58,6 +58,11 @@ pub enum Request {
         /// Its name or id.
         name: String,
     },
+    /// Makes a machine that goes on from this moment as well, beside this one. Work.
+    Fork {
+        /// What to call it.
+        name: String,
+    },
     /// Puts a medium in a CD-ROM drive, or takes it out.
     ChangeMedium {
         /// Which drive, from 0.

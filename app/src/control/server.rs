@@ -180,7 +180,10 @@ fn serve(stream: UnixStream, host: &dyn Host, listening: &AtomicUsize) -> io::Re
                 listening.fetch_sub(1, Ordering::AcqRel);
                 return listened;
             }
-            work @ (Request::Suspend | Request::TakeSnapshot { .. } | Request::DeleteSnapshot { .. }) => {
+            work @ (Request::Suspend
+            | Request::TakeSnapshot { .. }
+            | Request::DeleteSnapshot { .. }
+            | Request::Fork { .. }) => {
                 let mut report = Report { stream: reader.get_ref().try_clone()?, last: None };
                 match host.work(work, &mut |done, total| report.tell(done, total)) {
                     Ok(()) => Reply::Done,

@@ -103,6 +103,11 @@ impl Machine {
     }
 }
 
+/// The images that a machine's disks are and stand on, those in its folder.
+pub(super) fn images_of(machine: &Machine) -> Result<BTreeSet<String>, LibraryError> {
+    Ok(Images::read(machine)?.closure(&names(machine).collect()))
+}
+
 /// Finishes a merge that was interrupted. The caller has the lock of the machine, which does not run.
 ///
 /// # Errors

@@ -19,6 +19,7 @@ pub mod checkpoints;
 pub mod detect;
 pub(crate) mod files;
 pub mod firmware;
+mod fork;
 mod layers;
 pub mod limits;
 pub mod lock;

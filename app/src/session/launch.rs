@@ -2,12 +2,14 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
 use serde::{Deserialize, Serialize};
+use vmm_core::checkpoint::Checkpoint;
 
 use crate::control::protocol::MAX_LINE;
 use crate::library::{Library, Machine};
@@ -80,6 +82,42 @@ pub fn launch_with(program: &Path, root: &Path, machine: &Machine, headless: boo
     if headless {
         command.arg("--headless");
     }
+    command.env(crate::library::ROOT_VARIABLE, root).current_dir(machine.folder()).stderr(errors(machine));
+    detach(command, &format!("{:?}", machine.name), &format!("see {}", machine.logs().display()))
+}
+
+/// Starts `machine`, which was just made, in a new process that goes on from `checkpoint`, which goes with it in memory.
+///
+/// # Errors
+/// As [`launch`].
+pub(super) fn launch_fork(
+    root: &Path,
+    machine: &Machine,
+    headless: bool,
+    checkpoint: &Checkpoint,
+) -> Result<u32, LaunchError> {
+    let failed = |error: std::io::Error| LaunchError::new(format!("could not hand the machine over: {error}"));
+    let state = rustix::fs::memfd_create("orangery-fork", rustix::fs::MemfdFlags::CLOEXEC);
+    let state = File::from(state.map_err(|error| failed(error.into()))?);
+    let layers = checkpoint.hand_over(&state).map_err(failed)?;
+    let files: Vec<i32> = std::iter::once(&state).chain(layers.iter().map(|l| &l.file)).map(File::as_raw_fd).collect();
+    let numbers: Vec<String> = files.iter().map(i32::to_string).collect();
+    let mut command = Command::new(own_program()?);
+    command.args(["run", "--json"]).arg(&machine.id).arg("--handover").arg(numbers.join(","));
+    if headless {
+        command.arg("--headless");
+    }
+    let inherit = move || {
+        for &fd in &files {
+            // SAFETY: clears a flag of a descriptor of this process; fcntl is async-signal-safe.
+            if unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } < 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure makes one async-signal-safe call and touches no memory but its own.
+    unsafe { command.pre_exec(inherit) };
     command.env(crate::library::ROOT_VARIABLE, root).current_dir(machine.folder()).stderr(errors(machine));
     detach(command, &format!("{:?}", machine.name), &format!("see {}", machine.logs().display()))
 }

@@ -35,7 +35,7 @@ use vmm_core::vm::{BuildError, Lifecycle, Ports, Vm, VmCommand, VmEvent, VmHandl
 
 pub use launch::{Announcement, LaunchError, launch, launch_demo, launch_with};
 pub use picture::png;
-pub use run::{RunError, run};
+pub use run::{Handover, RunError, run};
 pub use signals::Signals;
 pub use terminal::attach;
 pub use throwaway::{Throwaway, boot, demo};
@@ -347,6 +347,7 @@ impl server::Host for Session {
             | Request::Suspend
             | Request::TakeSnapshot { .. }
             | Request::DeleteSnapshot { .. }
+            | Request::Fork { .. }
             | Request::Screenshot { .. }
             | Request::Type { .. }
             | Request::Press { .. }
@@ -361,6 +362,7 @@ impl server::Host for Session {
             Request::Suspend => self.suspend(progress),
             Request::TakeSnapshot { name, note } => self.take_snapshot(&name, &note, progress),
             Request::DeleteSnapshot { name } => self.delete_snapshot(&name, progress),
+            Request::Fork { name } => self.fork(&name),
             _ => Err("this is no work".into()),
         }
     }

@@ -65,7 +65,8 @@ impl RunError {
     }
 }
 
-/// Runs `machine` with its window, or without one when `headless`, until it has stopped. `announce` is called when it runs
+/// Runs `machine` with its window, or without one when `headless`, until it has stopped; with `handover`, it goes on from
+/// there. `announce` is called when it runs
 /// and its socket answers.
 ///
 /// # Errors
@@ -74,6 +75,7 @@ pub fn run(
     library: &Library,
     mut machine: Machine,
     headless: bool,
+    handover: Option<Handover>,
     announce: impl FnOnce(&Announcement),
 ) -> Result<(), RunError> {
     let _lock = machine.lock()?;
@@ -82,9 +84,13 @@ pub fn run(
     // What an earlier process did not finish. A folder that can't be cleaned up is no reason not to start.
     let _ = checkpoints.store().collect();
     library::recover(&mut machine)?;
-    let suspended = match machine.goes_on_from()? {
-        Some(id) => Some((checkpoints.load(&id, &machine)?, id)),
-        None => None,
+    let suspended = match (handover, machine.goes_on_from()?) {
+        (Some(Handover { state, layers }), _) => {
+            let checkpoint = Checkpoint::take_over(&state, layers);
+            Some((checkpoint.map_err(RunError::host("read the machine that was handed over"))?, None))
+        }
+        (None, Some(id)) => Some((checkpoints.load(&id, &machine)?, Some(id))),
+        (None, None) => None,
     };
     let signals = Signals::take().map_err(RunError::host("take this process's signals"))?;
     if headless {
@@ -94,8 +100,17 @@ pub fn run(
     }
 }
 
-/// What a machine goes on from, and its name.
-type Suspended = (Checkpoint, String);
+/// What a machine goes on from, and its name if it is one of the machine's checkpoints.
+type Suspended = (Checkpoint, Option<String>);
+
+/// A machine that was forked off, in files that its process was given.
+#[derive(Debug)]
+pub struct Handover {
+    /// Its state.
+    pub state: std::fs::File,
+    /// Its RAM.
+    pub layers: Vec<std::fs::File>,
+}
 
 /// Writes down which media are in the drives of a machine that has stopped: an installer that ejected its CD is not
 /// started again.
@@ -125,7 +140,7 @@ struct Service {
 /// Starts the machine's streams and its socket, and tells that it runs.
 fn serve(
     machine: &Machine,
-    resumed: Option<&str>,
+    resumed: Option<Option<String>>,
     session: Arc<Session>,
     streams: Streams,
     announce: impl FnOnce(&Announcement),
@@ -143,9 +158,12 @@ fn serve(
     let server = Server::start(&machine.id, session.clone());
     let server = server.map_err(RunError::host("open the machine's control socket"))?;
     session.note(&format!("Started {:?} (process {}).", machine.name, std::process::id()));
-    if let Some(id) = resumed {
-        session.go_on(id).map_err(|why| RunError::GoOn { name: machine.name.clone(), why })?;
-    }
+    let went_on = match &resumed {
+        Some(Some(id)) => session.go_on(id),
+        Some(None) => session.go_on_as_fork(),
+        None => Ok(()),
+    };
+    went_on.map_err(|why| RunError::GoOn { name: machine.name.clone(), why })?;
     announce(&Announcement::Started { id: machine.id.clone(), name: machine.name.clone(), pid: std::process::id() });
     Ok(Service { session, _server: server })
 }
@@ -175,7 +193,7 @@ fn without_window(
     let (checkpoint, resumed) = suspended.unzip();
     let start = Start { identity: identity(library, machine), config: &machine.resolved(), checkpoint, log };
     let (session, streams) = Session::start(start, || (), |_| ()).map_err(build_error(machine))?;
-    let service = match serve(machine, resumed.as_deref(), session.clone(), streams, announce) {
+    let service = match serve(machine, resumed, session.clone(), streams, announce) {
         Ok(service) => service,
         Err(error) => {
             end(&session);
@@ -273,7 +291,7 @@ fn with_window(
         options,
         start,
         |session, streams| {
-            service = Some(serve(machine, resumed.as_deref(), session, streams, announce)?);
+            service = Some(serve(machine, resumed, session, streams, announce)?);
             Ok(())
         },
         signals,

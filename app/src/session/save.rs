@@ -145,6 +145,53 @@ impl Session {
         Ok(())
     }
 
+    /// Makes a machine that goes on from this moment as well, with RAM and disks that both share until they write to them.
+    ///
+    /// # Errors
+    /// Why not, a sentence. This machine runs on in any case.
+    pub(super) fn fork(&self, name: &str) -> Result<(), String> {
+        let (machine, _guard) = self.kept()?;
+        let library = self.library.as_ref().ok_or("this machine is not kept")?;
+        if !machine.config.nets.is_empty() {
+            return Err(
+                "it has a network card, whose address would be there twice: shut it down, take the card out and \
+                        fork it then"
+                    .into(),
+            );
+        }
+        let id = Checkpoints::new_id().map_err(said)?;
+        let overlays = machine.make_overlays(&id).map_err(said)?;
+        let changed = machine.with_overlays(&overlays);
+        let undo = |why: String| {
+            if machine.write().is_ok() {
+                machine.remove_overlays(&overlays);
+            }
+            why
+        };
+        let fork = library.make_fork(&machine, name).map_err(|error| undo(said(error)))?;
+        let give_up = |why: String| {
+            let _ = std::fs::remove_dir_all(fork.folder());
+            why
+        };
+        changed.write().map_err(|error| undo(give_up(said(error))))?;
+        let (checkpoint, stopped) =
+            self.vm.fork(changed.switches(&overlays)).map_err(|error| undo(give_up(said(error))))?;
+        let headless = self.raise.get().is_none();
+        super::launch::launch_fork(library.root(), &fork, headless, &checkpoint)
+            .map_err(|error| give_up(said(error)))?;
+        self.note(&format!("Forked {:?}; the guest was stopped for {} µs.", fork.name, stopped.as_micros()));
+        Ok(())
+    }
+
+    /// Goes on with a machine that was forked off: it makes new random numbers.
+    ///
+    /// # Errors
+    /// Why not, a sentence.
+    pub(super) fn go_on_as_fork(&self) -> Result<(), String> {
+        self.send(VmCommand::NewGeneration { id: files::random_bytes().map_err(said)? })?;
+        self.send(VmCommand::Resume)
+    }
+
     /// Goes on with a machine that was restored from the checkpoint `id`. What it was suspended in it goes on from once:
     /// from here on its disks are not what they were then. One that goes back to a snapshot makes new random numbers.
     ///
