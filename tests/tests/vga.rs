@@ -389,7 +389,7 @@ fn mode_13h_shows_256_colours_in_a_line_of_bytes() {
         memory[usize::from(at)] = x as u8;
     }
     for y in 0..32u16 {
-        let row: Vec<u8> = (0..64).map(|x: u16| (x * 7 ^ y * 13) as u8).collect();
+        let row: Vec<u8> = (0..64).map(|x: u16| ((x * 7) ^ (y * 13)) as u8).collect();
         let at = (90 + y) * 320 + 130;
         memory[usize::from(at)..][..64].copy_from_slice(&row);
         ops.push(copy(at, row));

@@ -10,7 +10,7 @@ const DESCRIPTORS: u64 = 8192;
 /// programs with 1024, for the sake of programs that use select(2).
 pub(super) fn raise_descriptors() {
     let now = getrlimit(Resource::Nofile);
-    if let Some(raised) = raised(now.clone()) {
+    if let Some(raised) = raised(now) {
         // Without it a smaller machine starts all the same, and a larger one says what it lacks.
         let _ = setrlimit(Resource::Nofile, raised);
     }

@@ -14,16 +14,19 @@ use crate::config::VmConfig;
 use crate::hw::Action;
 use crate::vcpu::CpuEvent;
 
+/// Who waits to hear whether something was done.
+type Reply<T> = Sender<Result<T, CommandError>>;
+
 /// What reaches the control thread.
 pub(super) enum Message {
     /// From an application; the answer says whether it was done.
-    Command(VmCommand, Sender<Result<(), CommandError>>),
+    Command(VmCommand, Reply<()>),
     /// A checkpoint is wanted.
-    Capture(Capture, Sender<Result<(Moment, Duration), CommandError>>),
+    Capture(Capture, Reply<(Moment, Duration)>),
     /// A fork is wanted; these disks go on with other images.
-    Fork(Vec<DiskSwitch>, Sender<Result<(Vec<Section>, PageTable, Duration), CommandError>>),
+    Fork(Vec<DiskSwitch>, Reply<(Vec<Section>, PageTable, Duration)>),
     /// These disks are to go on with other images.
-    SwitchDisks(Vec<DiskSwitch>, Sender<Result<(), CommandError>>),
+    SwitchDisks(Vec<DiskSwitch>, Reply<()>),
     /// The checkpoint of a machine that waits for it is written, or was given up.
     Released,
     /// From the machine itself.
@@ -84,7 +87,7 @@ impl VmHandle {
         self.ask(|reply| Message::SwitchDisks(disks, reply))
     }
 
-    fn ask<T>(&self, message: impl FnOnce(Sender<Result<T, CommandError>>) -> Message) -> Result<T, CommandError> {
+    fn ask<T>(&self, message: impl FnOnce(Reply<T>) -> Message) -> Result<T, CommandError> {
         let over = || CommandError("the virtual machine has stopped".into());
         let (sender, receiver) = mpsc::channel();
         self.messages.send(message(sender)).map_err(|_| over())?;

@@ -367,7 +367,7 @@ impl Powered {
             }
             1 => {
                 (sector..sector + count).for_each(|s| self.note(s, |_| Possible::from([0])));
-                disk.submit(token, Request::WriteZeroes { offset, len, unmap: id % 2 == 0, durable: false });
+                disk.submit(token, Request::WriteZeroes { offset, len, unmap: id.is_multiple_of(2), durable: false });
             }
             _ => {
                 (sector..sector + count).for_each(|s| self.note(s, |_| Possible::from([id])));
@@ -433,7 +433,7 @@ fn power_may_fail_at_any_instant_and_what_was_flushed_is_there() {
     for seed in 1..=6u64 {
         let (cluster, refcount_bits, overlay) = KINDS[seed as usize % KINDS.len()];
         let mut powered = powered(folder.path(), seed * 7919, cluster, refcount_bits, overlay);
-        let mut dice = Dice(seed * 104_729 | 1);
+        let mut dice = Dice((seed * 104_729) | 1);
         let mut disk = powered.open();
         let mut id = 0;
         for _ in 0..6 {
@@ -470,7 +470,7 @@ fn a_full_host_fails_requests_that_can_be_done_again_and_spoils_nothing() {
     for seed in 1..=12u64 {
         let (cluster, refcount_bits, overlay) = KINDS[seed as usize % KINDS.len()];
         let mut powered = powered(folder.path(), seed * 6007, cluster, refcount_bits, overlay);
-        let mut dice = Dice(seed * 7177 | 1);
+        let mut dice = Dice((seed * 7177) | 1);
         let mut disk = powered.open();
         let mut id = 0;
         for round in 0..12 {
