@@ -351,8 +351,8 @@ fn a_full_host_disk(bench: &Bench, bus: &str, words: &str) {
 fn last_round(bench: &Bench) -> u64 {
     let log = std::fs::read_to_string(bench.dir.path().join("machines/a/logs/serial.log")).unwrap_or_default();
     assert!(!log.contains("FAIL"), "{log}");
-    let rounds = log.lines().filter_map(|line| line.strip_prefix("watch: round ")?.strip_suffix(" holds"));
-    rounds.last().map_or(0, |round| round.parse().unwrap())
+    let mut rounds = log.lines().filter_map(|line| line.strip_prefix("watch: round ")?.strip_suffix(" holds"));
+    rounds.next_back().map_or(0, |round| round.parse().unwrap())
 }
 
 fn wait_for_rounds(bench: &Bench, after: u64) -> u64 {

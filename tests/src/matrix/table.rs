@@ -44,8 +44,8 @@ const fn debian(name: &'static str, firmware: Firmware, place: Place, cpus: u32,
 }
 
 /// The same with a TPM.
-const fn with_tpm(row: Row, quick: bool) -> Row {
-    Row { extra: "--tpm", quick, ..row }
+const fn with_tpm(row: Row) -> Row {
+    Row { extra: "--tpm", ..row }
 }
 
 /// The steps of [`debian`]; what it says first is as the row has it, then with a TPM what tpm2-tools got from it.
@@ -174,16 +174,13 @@ pub const TABLE: &[Row] = &[
     },
     debian("debian-bios-virtio", Firmware::Bios, Place::VirtioBlk, 1, says!("BIOS, 1 CPUs, root on /dev/vda3")),
     debian("debian-bios-sata", Firmware::Bios, Place::Sata, 4, says!("BIOS, 4 CPUs, root on /dev/sda3")),
-    with_tpm(
-        debian(
-            "debian-bios-nvme",
-            Firmware::Bios,
-            Place::Nvme,
-            2,
-            says!("BIOS, 2 CPUs, root on /dev/nvme0n1p3", "TPM says 1"),
-        ),
-        true,
-    ),
+    with_tpm(debian(
+        "debian-bios-nvme",
+        Firmware::Bios,
+        Place::Nvme,
+        2,
+        says!("BIOS, 2 CPUs, root on /dev/nvme0n1p3", "TPM says 1"),
+    )),
     debian("debian-uefi-virtio", Firmware::Uefi, Place::VirtioBlk, 1, says!("UEFI, 1 CPUs, root on /dev/vda3")),
     debian("debian-uefi-sata", Firmware::Uefi, Place::Sata, 2, says!("UEFI, 2 CPUs, root on /dev/sda3")),
     debian("debian-uefi-nvme", Firmware::Uefi, Place::Nvme, 2, says!("UEFI, 2 CPUs, root on /dev/nvme0n1p3")),
@@ -195,16 +192,13 @@ pub const TABLE: &[Row] = &[
         says!("Secure Boot, 1 CPUs, root on /dev/vda3"),
     ),
     debian("debian-secure-sata", Firmware::SecureBoot, Place::Sata, 1, says!("Secure Boot, 1 CPUs, root on /dev/sda3")),
-    with_tpm(
-        debian(
-            "debian-secure-nvme",
-            Firmware::SecureBoot,
-            Place::Nvme,
-            2,
-            says!("Secure Boot, 2 CPUs, root on /dev/nvme0n1p3", "TPM says 1"),
-        ),
-        false,
-    ),
+    with_tpm(debian(
+        "debian-secure-nvme",
+        Firmware::SecureBoot,
+        Place::Nvme,
+        2,
+        says!("Secure Boot, 2 CPUs, root on /dev/nvme0n1p3", "TPM says 1"),
+    )),
     Row {
         name: "installer-direct",
         medium: Medium::DebianInstaller,
