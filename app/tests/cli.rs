@@ -278,7 +278,13 @@ fn media_are_changed_for_the_next_start() {
 fn a_file_is_told_for_what_it_is() {
     let bench = Bench::new();
     let qcow = bench.file("disk.img", b"QFI\xfb\0\0\0\x03");
-    assert!(bench.fails(1, &["detect", &qcow]).contains("qcow2"));
+    assert!(bench.fails(1, &["detect", &qcow]).contains("damaged"));
+    let vmdk = bench.file("disk.vmdk", &[&b"KDMV\x01\0\0\0"[..], &[0; 2000]].concat());
+    assert!(bench.fails(1, &["detect", &vmdk]).contains("disk convert"));
+    let made = bench.file("made.qcow2", b"");
+    std::fs::remove_file(&made).unwrap();
+    bench.ok(&["disk", "create", &made, "64M"]);
+    assert_eq!(bench.json(&["detect", &made])["size"], 64 << 20);
     let mut disk = vec![0; 1024];
     disk[510..512].copy_from_slice(&[0x55, 0xaa]);
     let detected = bench.json(&["detect", &bench.file("Old PC.img", &disk)]);

@@ -399,6 +399,7 @@ fn a_suspended_machine_goes_on_where_it_was_once() {
         bench.ok(&["suspend", "a"]);
         assert_eq!(bench.state()["state"], "suspended");
         assert_eq!(bench.run(&["suspend", "a"]).status.code(), Some(4));
+        assert_eq!(bench.run(&["snapshot", "take", "a", "without its memory"]).status.code(), Some(4));
         bench.ok(&["start", "a", "--headless"]);
         // The log is a new one: what the guest counts is not.
         let next = wait_for_rounds(&bench, 0);
@@ -466,6 +467,9 @@ fn snapshots_of_a_running_machine_lead_back_to_their_moments() {
     wait_for_rounds(&bench, round);
     assert!(snapshots(&bench).is_empty());
     bench.ok(&["stop", "a", "--force"]);
+    // The images are merged as far as can be while it runs: the one it writes to, and what it stands on.
+    let images = std::fs::read_dir(bench.dir.path().join("machines/a/disks")).unwrap().count();
+    assert_eq!(images, 2);
     let left = std::fs::read_dir(bench.dir.path().join("machines/a/checkpoints")).unwrap().count();
     assert_eq!(left, 0);
 }

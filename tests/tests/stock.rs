@@ -252,6 +252,26 @@ fn debian_on_hyper_v_s_interfaces_uses_them() -> Result<()> {
 }
 
 #[test]
+fn debian_goes_on_where_it_was_saved_and_so_does_its_fork() -> Result<()> {
+    const CHECKS: &[&str] = &["clock", "suspend", "fork", "restore", "delete"];
+    Host::with_shared(|host| {
+        let folder = tempfile::tempdir_in(orangery_tests::artifacts()?)?;
+        let guest = Guest::build(Flavour::Cloud, folder.path(), include_str!("stock/saves.sh"), &[])?;
+        let script = format!(
+            "{}export KERNEL='{}' INITRD='{}'\n{}",
+            preamble(host)?,
+            guest.kernel.display(),
+            guest.initrd.display(),
+            include_str!("stock/saves-host.sh")
+        );
+        let output = host.run("saves", &script, 2 * LIMIT)?.success()?;
+        let passed: Vec<&str> = output.stdout.lines().filter_map(|line| line.trim_end().strip_prefix("ok ")).collect();
+        assert_eq!(passed, CHECKS, "see {}", output.folder.display());
+        Ok(())
+    })
+}
+
+#[test]
 fn debian_reboots_in_every_way_it_knows() -> Result<()> {
     Host::with_shared(|host| {
         let folder = tempfile::tempdir_in(orangery_tests::artifacts()?)?;

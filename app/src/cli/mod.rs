@@ -83,6 +83,7 @@ impl CliError {
                 | LibraryError::Running { .. }
                 | LibraryError::NoVariables { .. }
                 | LibraryError::OutsideDisk { .. }
+                | LibraryError::Suspended { .. }
                 | LibraryError::Machine(_)
                 | LibraryError::Changed { .. } => Exit::State,
                 LibraryError::Name { .. } | LibraryError::Config(_) => Exit::Usage,

@@ -108,12 +108,36 @@ pub(super) fn images_of(machine: &Machine) -> Result<BTreeSet<String>, LibraryEr
     Ok(Images::read(machine)?.closure(&names(machine).collect()))
 }
 
-/// Finishes a merge that was interrupted. The caller has the lock of the machine, which does not run.
+/// Finishes a merge that was interrupted, and removes images that nothing needs. The caller has the lock of the machine, which
+/// does not run; it can be started whatever comes of it.
 ///
 /// # Errors
-/// The host refuses something.
+/// The host refuses something, or an image can't be understood.
 pub fn recover(machine: &mut Machine) -> Result<(), LibraryError> {
-    finish_merge(machine, None)
+    finish_merge(machine, None)?;
+    sweep(machine).map(drop)
+}
+
+/// Removes images that neither the present nor a snapshot needs. Returns those that are there still, and those that are used
+/// by themselves; nothing where there is a checkpoint that nobody can read, which may need anything.
+fn sweep(machine: &Machine) -> Result<Option<(Images, BTreeSet<String>)>, LibraryError> {
+    let checkpoints = machine.checkpoints();
+    if !checkpoints.can_be_read()? {
+        return Ok(None);
+    }
+    let mut used: BTreeSet<String> = names(machine).collect();
+    for saved in checkpoints.list()? {
+        used.extend(names(&saved.machine(machine)?));
+    }
+    let mut images = Images::read(machine)?;
+    let needed = images.closure(&used);
+    let gone: Vec<String> = images.below.keys().filter(|n| is_overlay(n) && !needed.contains(*n)).cloned().collect();
+    for name in gone {
+        let path = images.folder.join(&name);
+        std::fs::remove_file(&path).map_err(LibraryError::io("remove", &path))?;
+        images.below.remove(&name);
+    }
+    Ok(Some((images, used)))
 }
 
 /// What is still to be done of a merge: what stood on `from` is to stand on `into`, which holds the same.
@@ -148,8 +172,13 @@ impl Images {
             if !entry.path().is_file() || name == JOURNAL || name.starts_with('.') {
                 continue;
             }
-            // A file that is no image stands on nothing.
-            let facts = disk::facts(&entry.path()).ok();
+            let facts = match disk::facts(&entry.path()) {
+                Ok(facts) => Some(facts),
+                // What it stands on can't be told, and might be taken for something that nobody needs.
+                Err(error) if is_overlay(&name) => return Err(image(error)),
+                // A file that is no image of ours stands on nothing.
+                Err(_) => None,
+            };
             let backing = facts.and_then(|facts| facts.backing).and_then(|backing| {
                 let name = backing.file_name()?.to_str()?.to_string();
                 // A path that leads there by another way is the same file.
@@ -231,28 +260,13 @@ pub(crate) fn tidy(
     running: Option<GoOn<'_>>,
     progress: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<(), LibraryError> {
-    let checkpoints = machine.checkpoints();
     finish_merge(machine, running)?;
-    if !checkpoints.can_be_read()? {
-        // One that nobody can read may need anything.
-        return Ok(());
-    }
     // Images that the guest has written to only since this began. They stay: to merge one would take another.
     let mut fresh = BTreeSet::new();
     loop {
-        let images = Images::read(machine)?;
-        let present: BTreeSet<String> = names(machine).collect();
-        let mut used = present.clone();
-        for saved in checkpoints.list()? {
-            used.extend(names(&saved.machine(machine)?));
-        }
-        let needed = images.closure(&used);
-        for name in images.below.keys().filter(|name| is_overlay(name) && !needed.contains(*name)) {
-            let path = images.folder.join(name);
-            std::fs::remove_file(&path).map_err(LibraryError::io("remove", &path))?;
-        }
-        let images = Images::read(machine)?;
+        let Some((images, used)) = sweep(machine)? else { return Ok(()) };
         let Some((upper, lower)) = images.mergeable(&used, &fresh) else { return Ok(()) };
+        let present: BTreeSet<String> = names(machine).collect();
         if present.contains(&upper)
             && let Some(go_on) = running
         {

@@ -106,6 +106,14 @@ pub enum LibraryError {
         /// The machine.
         name: String,
     },
+    /// It is suspended, and a snapshot would lack its memory.
+    #[error(
+        "{name:?} is suspended, and a snapshot would lack what is in its memory; resume it first, a snapshot can be taken while it runs"
+    )]
+    Suspended {
+        /// The machine.
+        name: String,
+    },
     /// What was saved of it can't be used.
     #[error(transparent)]
     Checkpoint(CheckpointError),

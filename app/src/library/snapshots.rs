@@ -93,6 +93,9 @@ impl Machine {
     /// # Errors
     /// The name is none, a disk can't be part of it, or the host has no room. The machine is what it was then.
     pub fn take_snapshot(&mut self, name: &str, note: &str) -> Result<String, LibraryError> {
+        if self.goes_on_from()?.is_some() {
+            return Err(LibraryError::Suspended { name: self.name.clone() });
+        }
         let checkpoints = self.checkpoints();
         let about = self.about_now(name, note)?;
         let id = Checkpoints::new_id()?;
@@ -164,8 +167,10 @@ impl Machine {
         if !running {
             changed.take_loose_files(&path)?;
         }
-        checkpoints.discard_suspended()?;
         *self = changed;
+        checkpoints.discard_suspended()?;
+        // What was written since the last snapshot. It costs space until it can be removed, nothing else.
+        let _ = layers::recover(self);
         Ok(())
     }
 

@@ -83,7 +83,8 @@ pub fn run(
     let checkpoints = machine.checkpoints();
     // What an earlier process did not finish. A folder that can't be cleaned up is no reason not to start.
     let _ = checkpoints.store().collect();
-    library::recover(&mut machine)?;
+    // It starts all the same: whatever is left undone is done the next time.
+    let _ = library::recover(&mut machine);
     let suspended = match (handover, machine.goes_on_from()?) {
         (Some(Handover { state, layers }), _) => {
             let checkpoint = Checkpoint::take_over(&state, layers);

@@ -86,10 +86,8 @@ pub(super) fn prepare(
     disks: Vec<DiskSwitch>,
 ) -> Result<(Draft, Capture), CheckpointError> {
     let draft = store.begin(id)?;
-    let old = match last.filter(|last| store.has(last)) {
-        Some(last) => store.old_pages(last, size)?,
-        None => None,
-    };
+    // One that can't be read is no reason not to save: more is written then.
+    let old = last.and_then(|last| store.old_pages(last, size).ok().flatten());
     let to = draft.memory()?;
     Ok((draft, Capture { going_on, disks, to, known: store.layers()?, old }))
 }

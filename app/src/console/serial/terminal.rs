@@ -9,6 +9,7 @@ use alacritty_terminal::event::{Event, EventListener};
 use alacritty_terminal::grid::{Dimensions, Scroll};
 use alacritty_terminal::index::{Column, Line, Point, Side};
 use alacritty_terminal::selection::{Selection, SelectionType};
+use alacritty_terminal::term::cell::Flags;
 use alacritty_terminal::term::{Config, Osc52, RenderableContent, TermMode};
 use alacritty_terminal::vte::ansi::{Processor, Timeout};
 
@@ -116,6 +117,7 @@ impl Terminal {
     pub fn feed(&mut self, bytes: &[u8]) -> String {
         let bytes = self.filter.pass(bytes);
         self.parser.advance(&mut self.term, bytes.as_bytes());
+        self.mend();
         self.replies.try_iter().collect()
     }
 
@@ -129,6 +131,20 @@ impl Terminal {
         let columns = room.columns.clamp(MIN_SIZE.columns, MAX_SIZE.columns);
         let lines = room.lines.clamp(MIN_SIZE.lines, MAX_SIZE.lines);
         self.term.resize(Size { columns, lines });
+        self.mend();
+    }
+
+    /// Where a guest deleted the left half of a wide character in the first column, the emulator would look for it outside
+    /// of the grid: for the cursor, and for what is selected.
+    fn mend(&mut self) {
+        let cursor = self.term.grid().cursor.point.line;
+        let lines = match self.term.selection {
+            Some(_) => self.term.topmost_line()..=self.term.bottommost_line(),
+            None => cursor..=cursor,
+        };
+        for line in lines.start().0..=lines.end().0 {
+            self.term.grid_mut()[Line(line)][Column(0)].flags.remove(Flags::WIDE_CHAR_SPACER);
+        }
     }
 
     /// The modes that the guest set.
@@ -178,6 +194,7 @@ impl Terminal {
             Select::Lines => SelectionType::Lines,
         };
         self.term.selection = Some(Selection::new(kind, point, side));
+        self.mend();
     }
 
     /// Moves the selection's end.
@@ -194,6 +211,7 @@ impl Terminal {
         let mut selection = Selection::new(SelectionType::Lines, Point::new(first, Column(0)), Side::Left);
         selection.update(Point::new(last, self.term.last_column()), Side::Right);
         self.term.selection = Some(selection);
+        self.mend();
     }
 
     /// Selects nothing.
@@ -319,6 +337,12 @@ mod tests {
         terminal.select(Select::Characters, Place { line: 0, column: -5.0 });
         terminal.extend_selection(Place { line: 999, column: 999.0 });
         assert_eq!(terminal.selected().map(|text| text.trim_end().to_owned()).as_deref(), Some("word"));
+    }
+
+    #[test]
+    fn half_a_wide_character_under_the_cursor_is_nothing_to_fall_over() {
+        let terminal = terminal("\u{6f22}\x1b[1`\x1b[1P".as_bytes());
+        assert_eq!(terminal.content().cursor.point.column.0, 0);
     }
 
     #[test]

@@ -75,7 +75,7 @@ pub struct Facts {
     pub format: Format,
     /// Bytes of the disk.
     pub size: u64,
-    /// The file that it stands on, if that is there.
+    /// The file that it stands on, which is there.
     pub backing: Option<PathBuf>,
 }
 
@@ -85,7 +85,7 @@ pub fn facts(path: &Path) -> Result<Facts, OpenError> {
     let (size, backing) = match format {
         Format::Qcow2 => {
             let looked = qcow2::look(path, &Roots::of(path))?;
-            (looked.size, looked.backing.and_then(Result::ok).map(|(path, _)| path))
+            (looked.size, looked.backing.transpose()?.map(|(path, _)| path))
         }
         Format::Raw => {
             let host = |source| OpenError::Host { action: "measure", path: path.into(), source };

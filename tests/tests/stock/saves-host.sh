@@ -1,0 +1,55 @@
+# A machine with Debian's kernel is suspended, goes back to a snapshot and is forked; its guest goes on each time.
+set -eu
+log() { cat "$ORANGERY_LIBRARY/$1/logs/serial.log"; }
+last() { log "$1" | grep -o 'round [0-9]* at [0-9]* on 2 CPUs \.' | tail -n 1; }
+number() { set -- $(last "$1") 0 0; echo "$2"; }
+# Waits until machine $1 has done more rounds than $2 in this life of its log.
+wait_for() {
+    for _ in $(seq 600); do
+        if log "$1" | grep FAILED; then log "$1" | tail -n 60; exit 1; fi
+        if [ "$(number "$1")" -gt "$2" ]; then return; fi
+        sleep 0.2
+    done
+    echo "$1 does not go on after round $2"
+    log "$1" | tail -n 40
+    exit 1
+}
+# How far the guest's clock is behind this computer's, seconds.
+behind() { set -- $(last "$1"); echo $(($(date +%s) - $4)); }
+
+orangery create saved --memory 512 --cpus 2 --net none --new-disk 8M --kernel "$KERNEL" --initrd "$INITRD" \
+    --cmdline 'console=ttyS0 quiet panic=-1'
+orangery start saved --headless
+wait_for saved 2
+before=$(behind saved)
+orangery suspend saved
+round=$(number saved)
+sleep 15
+orangery start saved --headless
+wait_for saved "$round"
+after=$(behind saved)
+echo "the clock was $before s behind, and is $after s behind after 15 s"
+[ $((after - before)) -lt 8 ] && echo "ok clock"
+echo "ok suspend"
+
+orangery snapshot take saved point
+round=$(number saved)
+wait_for saved $((round + 2))
+orangery fork saved other
+wait_for saved $((round + 4))
+wait_for other $((round + 2))
+echo "ok fork"
+orangery stop saved --force
+orangery snapshot restore saved point
+orangery start saved --headless
+wait_for saved $((round - 2))
+# From there, and not from where it was stopped.
+[ "$(log saved | grep -o 'round [0-9]* at' | head -n 1 | cut -d ' ' -f 2)" -le $((round + 2)) ] && echo "ok restore"
+now=$(number saved)
+orangery snapshot delete saved point
+wait_for saved $((now + 1))
+wait_for other $((round + 4))
+echo "ok delete"
+grep -h stopped "$ORANGERY_LIBRARY"/saved/logs/orangery.log* || true
+orangery stop saved --force
+orangery stop other --force
