@@ -61,7 +61,7 @@ type Waiting = Arc<Mutex<Option<HashMap<String, Sender<i32>>>>>;
 impl Host {
     /// Runs a test on the one host of this test program, which the first to ask boots. One test at a time: an emulated host
     /// has little to share. A host that dies is the emulator's failure, not the test's: it is counted (`./dev test` tells),
-    /// and the test gets another. So is, once, a test that fails on an emulated host: guests have been seen to stand still
+    /// and the test gets another. So is a test that fails on an emulated host: guests have been seen to stand still
     /// there that never do elsewhere. What fails for a reason fails again.
     pub fn with_shared(mut test: impl FnMut(&Host) -> Result<()>) -> Result<()> {
         static HOST: Mutex<Option<Host>> = Mutex::new(None);
@@ -77,7 +77,7 @@ impl Host {
             let again = match &result {
                 Ok(()) => false,
                 Err(_) if died => attempt < ATTEMPTS,
-                Err(error) => attempt == 1 && host.doubt(error),
+                Err(error) => attempt < ATTEMPTS && host.doubt(error),
             };
             if died || again {
                 *shared = None;
