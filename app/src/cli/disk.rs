@@ -1,22 +1,19 @@
 //! `orangery disk`: disk images by themselves.
 
-use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use serde_json::json;
 use vmm_core::backend::disk::tools::{self, Info, Job, Target, ToolError};
 use vmm_core::backend::disk::{self, CreateOptions, Findings, Format, Identity};
+use vmm_core::base::explain;
 
 use super::args::DiskVerb;
+use super::progress::Progress;
 use super::verbs::Out;
-use super::{CliError, Exit, sentence};
+use super::{CliError, Exit};
 use crate::library::size;
 use crate::session::Signals;
-
-/// Between two words on progress.
-const PACE: Duration = Duration::from_millis(200);
 
 /// Does what the command line says.
 pub fn perform(out: Out, verb: DiskVerb) -> Result<(), CliError> {
@@ -45,12 +42,12 @@ pub fn perform(out: Out, verb: DiskVerb) -> Result<(), CliError> {
 }
 
 fn failed(error: impl std::error::Error + 'static) -> CliError {
-    CliError::Words(Exit::Failed, sentence(&error))
+    CliError::Words(Exit::Failed, explain(&error))
 }
 
 fn tool(error: ToolError) -> CliError {
     let exit = if matches!(error, ToolError::Refused(_)) { Exit::Usage } else { Exit::Failed };
-    CliError::Words(exit, sentence(&error))
+    CliError::Words(exit, explain(&error))
 }
 
 /// What a new file's name says of its format.
@@ -67,22 +64,14 @@ fn small(cluster: Option<u64>) -> Result<Option<u32>, CliError> {
 /// Runs a tool, says how far it is on a terminal, and ends it when somebody asks for that.
 fn with_progress<T>(what: &str, run: impl FnOnce(&mut Job<'_>) -> Result<T, ToolError>) -> Result<T, CliError> {
     let signals = Signals::take().map_err(|source| CliError::Io { what: "wait for signals".into(), source })?;
-    let (cancel, terminal) = (AtomicBool::new(false), std::io::stderr().is_terminal());
-    let mut next = Instant::now() + PACE;
+    let (cancel, mut shown) = (AtomicBool::new(false), Progress::new(false));
     let mut progress = |done: u64, all: u64| {
         if signals.next().is_some() {
             cancel.store(true, Ordering::Relaxed);
         }
-        if terminal && Instant::now() >= next {
-            next = Instant::now() + PACE;
-            let percent = (done as f64 / all.max(1) as f64 * 100.0) as u32;
-            let _ = write!(std::io::stderr(), "\r{what}: {percent} % of {} ", size::human(all));
-        }
+        shown.tell(done, all, |percent| format!("{what}: {percent} % of {}", size::human(all)));
     };
     let result = run(&mut Job { progress: &mut progress, cancel: &cancel });
-    if terminal {
-        let _ = write!(std::io::stderr(), "\r\x1b[K");
-    }
     result.map_err(tool)
 }
 

@@ -7,12 +7,12 @@ mod progress;
 mod snapshots;
 mod verbs;
 
-use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
 use serde_json::json;
+use vmm_core::base::explain;
 use vmm_core::vm::BuildError;
 
 use crate::control::ControlError;
@@ -108,17 +108,6 @@ impl CliError {
     }
 }
 
-/// An error with its causes, as one sentence.
-fn sentence(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}
-
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -133,7 +122,7 @@ pub fn main() -> ExitCode {
     match verbs::perform(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let (code, message) = (error.exit(), sentence(&error));
+            let (code, message) = (error.exit(), explain(&error));
             if json {
                 print(&format!("{}\n", json!({ "error": { "code": code, "message": message } })));
             }

@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
+use vmm_core::base::explain;
 use vmm_core::config::{DiskBus, VmConfig};
 
 use crate::control::{Power, State};
@@ -85,7 +86,7 @@ impl Listed {
             cpus: machine.map(|machine| machine.config.cpus),
             memory_mib: machine.map(|machine| machine.config.memory_mib),
             folder: entry.folder.clone(),
-            error: entry.machine.as_ref().err().map(|error| super::sentence(error)),
+            error: entry.machine.as_ref().err().map(|error| explain(error)),
         }
     }
 }

@@ -1,38 +1,40 @@
 //! How far work is, on a terminal.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
 
-use super::verbs::Out;
+/// Between two words on it.
+const PACE: Duration = Duration::from_millis(200);
 
-/// How far work is, on a terminal; gone from there when it is over.
+/// A line on standard error, where that is a terminal; gone from there when the work is over.
 pub struct Progress {
     shown: bool,
-    what: String,
-    told: Option<u64>,
+    next: Instant,
+    told: bool,
 }
 
 impl Progress {
-    /// Work on a machine, not begun yet.
-    pub fn new(out: Out, name: &str, doing: &str) -> Progress {
-        let shown = !out.json && std::io::stderr().is_terminal();
-        Progress { shown, what: format!("{name:?}: {doing}"), told: None }
+    /// Work that begins now. With `quiet`, nothing is shown.
+    pub fn new(quiet: bool) -> Progress {
+        Progress { shown: !quiet && std::io::stderr().is_terminal(), next: Instant::now() + PACE, told: false }
     }
 
-    /// Tells it. Always says to go on: Ctrl+C ends this program, and with it the work.
-    pub fn tell(&mut self, done: u64, total: u64) -> bool {
-        let percent = (done * 100).checked_div(total).unwrap_or(0).min(100);
-        if self.shown && self.told != Some(percent) {
-            eprint!("\r{}, {percent} % ", self.what);
-            self.told = Some(percent);
+    /// Says `text` of how much is done, per cent, some times a second.
+    pub fn tell(&mut self, done: u64, total: u64, text: impl FnOnce(u64) -> String) {
+        if self.shown && Instant::now() >= self.next {
+            self.next = Instant::now() + PACE;
+            let percent = (u128::from(done) * 100).checked_div(total.into()).unwrap_or(0).min(100) as u64;
+            // A terminal that is gone has nobody at it.
+            let _ = write!(std::io::stderr(), "\r{} ", text(percent));
+            self.told = true;
         }
-        true
     }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        if self.told.is_some() {
-            eprint!("\r\x1b[K");
+        if self.told {
+            let _ = write!(std::io::stderr(), "\r\x1b[K");
         }
     }
 }

@@ -7,8 +7,7 @@ use serde_json::json;
 use super::CliError;
 use super::args::{SnapshotAct, Which};
 use super::output::{ShownSnapshot, table};
-use super::progress::Progress;
-use super::verbs::{Out, connect, library, work};
+use super::verbs::{Out, connect, library, told, work};
 use crate::control::protocol::Request;
 use crate::library::{Machine, size};
 
@@ -45,8 +44,8 @@ pub fn perform(out: Out, act: &SnapshotAct) -> Result<(), CliError> {
                 work(out, &machine, client, &Request::DeleteSnapshot { name: snapshot.clone() }, doing)?;
             } else {
                 let _lock = machine.lock()?;
-                let mut shown = Progress::new(out, &machine.name, doing);
-                machine.delete_snapshot_at_rest(snapshot, &mut |done, total| shown.tell(done, total))?;
+                let mut progress = told(out, &machine, doing);
+                machine.delete_snapshot_at_rest(snapshot, &mut progress)?;
             }
             out.say(&json!({ "done": "deleted" }), &format!("{:?}: deleted the snapshot {snapshot:?}", machine.name));
         }

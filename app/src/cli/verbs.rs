@@ -398,8 +398,16 @@ pub(super) fn work(
     request: &Request,
     doing: &str,
 ) -> Result<(), CliError> {
-    let mut shown = Progress::new(out, &machine.name, doing);
-    client.work(request, |done, total| shown.tell(done, total)).map_err(asked(machine))
+    client.work(request, told(out, machine, doing)).map_err(asked(machine))
+}
+
+/// Who hears how far work on a machine is. Always says to go on: Ctrl+C ends this program, and with it the work.
+pub(super) fn told(out: Out, machine: &Machine, doing: &str) -> impl FnMut(u64, u64) -> bool + use<> {
+    let (what, mut shown) = (format!("{:?}: {doing}", machine.name), Progress::new(out.json));
+    move |done, total| {
+        shown.tell(done, total, |percent| format!("{what}, {percent} %"));
+        true
+    }
 }
 
 fn stop(out: Out, which: &Which, force: bool, timeout: Duration) -> Result<(), CliError> {

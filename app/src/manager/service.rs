@@ -14,6 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use egui::ColorImage;
+use vmm_core::base::explain;
 
 use super::action::{Power, Purpose, Request, Update, Watch};
 use super::model::{Check, DiskFacts, Failure, Log, Machine, Picture, State};
@@ -134,14 +135,8 @@ fn dispatch(shared: &Arc<Shared>, request: Request) {
 }
 
 /// An error with all its causes, as sentences.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    sentence(&text)
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    sentence(&explain(error))
 }
 
 /// With a capital at its start and a full stop at its end.
@@ -153,7 +148,7 @@ fn sentence(text: &str) -> String {
     format!("{}{}{stop}", first.to_uppercase(), letters.as_str())
 }
 
-fn failure(what: String, error: &dyn std::error::Error, next: Option<&str>) -> Failure {
+fn failure(what: String, error: &(dyn std::error::Error + 'static), next: Option<&str>) -> Failure {
     Failure { what, cause: chain(error), next: next.map(Into::into) }
 }
 

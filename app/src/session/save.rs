@@ -2,6 +2,7 @@
 
 use std::sync::{MutexGuard, TryLockError};
 
+use vmm_core::base::explain;
 use vmm_core::vm::{Captured, DiskSwitch, Lifecycle, VmCommand};
 
 use super::Session;
@@ -11,20 +12,8 @@ use crate::library::{Checkpoints, LibraryError, Machine, Timestamp, files};
 /// The width of the picture that is kept with a checkpoint, pixels.
 const PICTURE_WIDTH: u32 = 320;
 
-/// An error and its causes, as one sentence.
-fn words(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}
-
-fn said(error: impl std::error::Error) -> String {
-    words(&error)
+fn said(error: impl std::error::Error + 'static) -> String {
+    explain(&error)
 }
 
 type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> bool;

@@ -8,7 +8,7 @@ use super::capture::{self, Capture, CaptureError, Captured, DiskSwitch};
 use super::lifecycle::{Lifecycle, Transition};
 use super::machine::{Machine, Notice};
 use super::{BuildError, CommandError, Ports, Problem, VmCommand, VmEvent};
-use crate::base::{PageTable, Section};
+use crate::base::{PageTable, Section, explain};
 use crate::checkpoint::{Checkpoint, Moment, Store};
 use crate::config::VmConfig;
 use crate::hw::Action;
@@ -346,7 +346,7 @@ impl<E: Fn(VmEvent)> Control<'_, E> {
 
     fn reset(&mut self) {
         if let Err(error) = self.machine.reset(self.state == Lifecycle::Running) {
-            self.fail("machine", format!("it could not be reset: {}", super::chain(&error)));
+            self.fail("machine", format!("it could not be reset: {}", explain(&error)));
         }
     }
 

@@ -10,7 +10,7 @@ use super::capture::{Capture, DiskSwitch};
 use super::{BuildError, CommandError};
 use crate::backend::disk::Medium;
 use crate::backend::display::Mode;
-use crate::base::{Component, PageRun, PageTable, Section, StateError, WorkerThread};
+use crate::base::{Component, PageRun, PageTable, Section, StateError, WorkerThread, explain};
 use crate::boot::BootError;
 use crate::checkpoint::{Checkpoint, Moment};
 use crate::kvm::{self, ChipState, CpuSaveError, CpuState, KvmError, KvmVm, SavedCpu};
@@ -133,7 +133,7 @@ impl Machine {
 
     /// CPUs and devices as they are. Nothing of the machine runs.
     fn save(&self) -> Result<Vec<Section>, CommandError> {
-        let refused = |error: &dyn std::error::Error| CommandError(super::chain(error));
+        let refused = |error: &(dyn std::error::Error + 'static)| CommandError(explain(error));
         let mut sections = vec![self.kvm.save().map_err(|e| refused(&e))?];
         for cpu in &self.cpus {
             let saved = cpu.with(|cpu| cpu.save()).ok_or_else(|| refused(&ResetError::Gone))?;
@@ -152,7 +152,7 @@ impl Machine {
             let exchanged = match self.parts.disks.get(*disk) {
                 Some(Some(switch)) => {
                     let old = switch.path();
-                    switch.exchange(path, onto.as_ref()).map(|()| old).map_err(|error| super::chain(&error))
+                    switch.exchange(path, onto.as_ref()).map(|()| old).map_err(|error| explain(&error))
                 }
                 _ => Err(format!("there is no disk {disk} that could be written to")),
             };
@@ -250,7 +250,7 @@ impl Machine {
 
     /// Puts a medium in a CD-ROM drive, or takes it out.
     pub(super) fn change_medium(&self, drive: usize, path: Option<&Path>) -> Result<(), CommandError> {
-        let refused = |error: &dyn std::error::Error| CommandError(super::chain(error));
+        let refused = |error: &(dyn std::error::Error + 'static)| CommandError(explain(error));
         let Some(drives) = &self.parts.drives else {
             return Err(CommandError("the virtual machine has no CD-ROM drive".into()));
         };

@@ -190,15 +190,3 @@ impl Vm {
         control::start(config, ports, Some(checkpoint), events)
     }
 }
-
-/// An error's text with all its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}

@@ -15,6 +15,7 @@ use egui::TexturesDelta;
 use egui_wgpu::{RendererOptions, ScreenDescriptor};
 use pixels::{Pixels, PixelsBuilder, PixelsContext, SurfaceTexture};
 use vmm_core::backend::display::{CursorImage, Mode, Rect};
+use vmm_core::base::explain;
 use winit::event_loop::ActiveEventLoop;
 use winit::window::{Window, WindowAttributes};
 
@@ -85,7 +86,7 @@ impl PixelsView {
             // The window paces itself; where there is no mailbox, pixels waits for the vertical blank.
             .present_mode(wgpu::PresentMode::Mailbox)
             .build()
-            .map_err(|e| ViewError::host("could not start Vulkan", chain(&e)))?;
+            .map_err(|e| ViewError::host("could not start Vulkan", explain(&e)))?;
         let device = pixels.device();
         let failed = Arc::new(AtomicBool::new(false));
         let report = failed.clone();
@@ -279,7 +280,7 @@ impl FramebufferView for PixelsView {
                 }
                 Ok(())
             })
-            .map_err(|e| ViewError::host("could not draw with Vulkan", chain(&e)))?;
+            .map_err(|e| ViewError::host("could not draw with Vulkan", explain(&e)))?;
         for id in self.to_free.drain(..) {
             self.egui.free_texture(&id);
         }
@@ -367,18 +368,6 @@ fn pipeline(
         multiview_mask: None,
         cache: None,
     })
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// Waits for a future of wgpu, whose native back ends are ready at once.

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::backend::tpm::{Interrupt, MAX_MESSAGE, TpmBackend, TpmError, TpmState};
-use crate::base::{Bytes, Component, Executor, SavedState, Section, StateError, Task};
+use crate::base::{Bytes, Component, Executor, SavedState, Section, StateError, Task, explain};
 use crate::hw::{Action, BusDevice, ProblemSink};
 use registers::{Effect, Phase, Registers, rc};
 
@@ -75,14 +75,6 @@ fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// A response without a body (TPM 2.0 part 1 §18.2): TPM_ST_NO_SESSIONS, its size, the code.
 fn response(code: u32) -> Vec<u8> {
     [&0x8001u16.to_be_bytes()[..], &10u32.to_be_bytes(), &code.to_be_bytes()].concat()
-}
-
-/// An error with its causes.
-fn words(error: &TpmError) -> String {
-    match std::error::Error::source(error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
-    }
 }
 
 impl State {
@@ -162,7 +154,7 @@ impl Shared {
     fn complain(&self, error: &TpmError) {
         let told = std::mem::replace(&mut lock(&self.state).told, true);
         if !told && !matches!(error, TpmError::Ended) {
-            let message = format!("{}. The guest's TPM answers every command with a failure", words(error));
+            let message = format!("{}. The guest's TPM answers every command with a failure", explain(error));
             (self.problems)(NAME, message);
         }
     }
@@ -285,7 +277,7 @@ impl Component for TpmCrb {
         // Whatever was asked of the TPM is answered, or has failed, after this.
         self.executor.flush();
         let tpm = lock(&self.shared.backend).save();
-        let tpm = tpm.map_err(|error| StateError::invalid(NAME, words(&error)))?;
+        let tpm = tpm.map_err(|error| StateError::invalid(NAME, explain(&error)))?;
         let Registers { locality, requests, seized, phase, cancel, buffer } =
             lock(&self.shared.state).registers.clone();
         let buffer = Bytes(buffer);
@@ -297,7 +289,7 @@ impl Component for TpmCrb {
         let restored = Registers { locality, requests, seized, phase, cancel, buffer };
         restored.check().map_err(|why| StateError::invalid(NAME, why))?;
         self.executor.flush();
-        lock(&self.shared.backend).restore(&tpm).map_err(|error| StateError::invalid(NAME, words(&error)))?;
+        lock(&self.shared.backend).restore(&tpm).map_err(|error| StateError::invalid(NAME, explain(&error)))?;
         lock(&self.shared.state).registers = restored;
         Ok(())
     }

@@ -8,6 +8,7 @@ use crate::backend::disk::foreign::ForeignDisk;
 use crate::backend::disk::image::OpenError;
 use crate::backend::disk::open::{Format, Identity, identify};
 use crate::backend::disk::qcow2::{Roots, look};
+use crate::base::explain;
 
 /// One image of a chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,25 +55,14 @@ pub fn info(path: &Path) -> Result<Info, ToolError> {
                 match below {
                     Ok(below) if info.layers.len() < MOST_LAYERS => next = below,
                     Ok(_) => info.problems.push(format!("it stands on more than {MOST_LAYERS} others")),
-                    Err(error) => info.problems.push(sentence(&error)),
+                    Err(error) => info.problems.push(explain(&error)),
                 }
             }
             Err(error) if top => return Err(error.into()),
-            Err(error) => info.problems.push(sentence(&error)),
+            Err(error) => info.problems.push(explain(&error)),
         }
     }
     Ok(info)
-}
-
-/// An error with its causes.
-fn sentence(error: &OpenError) -> String {
-    let mut words = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        words = format!("{words}: {error}");
-        cause = error.source();
-    }
-    words
 }
 
 type Below = Option<(PathBuf, Option<Format>)>;
