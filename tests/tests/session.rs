@@ -386,6 +386,8 @@ fn watching(bench: &Bench) {
         kernel,
         "--cmdline",
         words,
+        "--net",
+        "unplugged",
     ]);
     bench.ok(&["start", "a", "--headless"]);
 }
@@ -427,6 +429,92 @@ fn a_suspended_machine_that_was_changed_is_refused_and_can_be_given_up() {
     assert_eq!(bench.state()["state"], "stopped");
     bench.ok(&["start", "a", "--headless"]);
     assert_eq!(bench.state()["state"], "running");
+}
+
+fn timeline(bench: &Bench) -> Vec<Value> {
+    serde_json::from_str(&bench.ok(&["timeline", "list", "a", "--json"])).unwrap()
+}
+
+#[test]
+fn a_timeline_leads_back_and_opens_the_past_as_a_copy() {
+    let Some(bench) = Bench::new("a_timeline_leads_back_and_opens_the_past_as_a_copy") else { return };
+    watching(&bench);
+    let before = wait_for_rounds(&bench, 0);
+    assert!(bench.ok(&["timeline", "list", "a"]).contains("no timeline"));
+    bench.ok(&["timeline", "on", "a", "--every", "60", "--space", "1G"]);
+    let until = Instant::now() + PATIENCE;
+    while timeline(&bench).is_empty() {
+        assert!(Instant::now() < until, "no checkpoint: {}", bench.state());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let point = timeline(&bench)[0].clone();
+    let id = &point["id"].as_str().unwrap()[..8];
+    assert_eq!((&point["running"], snapshots(&bench).len()), (&Value::Bool(true), 0));
+    wait_for_rounds(&bench, before + 2);
+    // The past as a machine of its own, while this one runs.
+    bench.ok(&["timeline", "copy", "a", id, "b"]);
+    bench.ok(&["start", "b", "--headless"]);
+    let log = || std::fs::read_to_string(bench.dir.path().join("machines/b/logs/serial.log")).unwrap_or_default();
+    while !log().contains(" holds") {
+        assert!(!log().contains("FAIL") && Instant::now() < until, "{}", log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    bench.ok(&["stop", "b", "--force"]);
+    bench.ok(&["stop", "a", "--force"]);
+    let last = last_round(&bench);
+    bench.ok(&["timeline", "restore", "a", id]);
+    bench.ok(&["start", "a", "--headless"]);
+    let back = wait_for_rounds(&bench, 0);
+    assert!(back > before && back <= last, "{back} after {before}, before {last}");
+    // What it was before it went back is there as well, and a full clone of that moment needs none of this.
+    let points = timeline(&bench);
+    assert_eq!(points.iter().filter(|point| point["running"] == false).count(), 1);
+    bench.ok(&["clone", "a", "c", "--of", id]);
+    bench.ok(&["timeline", "off", "a"]);
+    for point in points {
+        bench.ok(&["timeline", "delete", "a", point["id"].as_str().unwrap()]);
+    }
+    wait_for_rounds(&bench, last_round(&bench));
+    bench.ok(&["stop", "a", "--force"]);
+    bench.ok(&["delete", "a"]);
+    bench.ok(&["trash", "--empty"]);
+    for copy in ["b", "c"] {
+        bench.ok(&["start", copy, "--headless"]);
+        let state = bench.ok(&["show", copy, "--json"]);
+        assert!(state.contains("running"), "{state}");
+    }
+}
+
+#[test]
+fn what_a_machine_without_saving_does_is_gone_when_it_ends() {
+    let Some(bench) = Bench::new("what_a_machine_without_saving_does_is_gone_when_it_ends") else { return };
+    watching(&bench);
+    let round = wait_for_rounds(&bench, 0);
+    bench.ok(&["suspend", "a"]);
+    let folder = bench.dir.path().join("machines/a");
+    let files = |name: &str| {
+        let all = std::fs::read_dir(folder.join(name)).unwrap().flatten();
+        all.map(|entry| (entry.file_name(), entry.metadata().unwrap().modified().unwrap())).collect::<Vec<_>>()
+    };
+    let before = (std::fs::read(folder.join("machine.toml")).unwrap(), files("disks"), files("checkpoints"));
+    for _ in 0..2 {
+        bench.ok(&["start", "a", "--headless", "--without-saving"]);
+        let next = wait_for_rounds(&bench, 0);
+        assert!(next > round, "{next} after {round}");
+        for verb in [&["suspend", "a"][..], &["snapshot", "take", "a", "s"], &["fork", "a", "b"]] {
+            let refused = bench.run(verb);
+            assert!(String::from_utf8_lossy(&refused.stderr).contains("without saving"), "{verb:?}: {refused:?}");
+        }
+        wait_for_rounds(&bench, next + 1);
+        bench.ok(&["stop", "a", "--force"]);
+        assert_eq!(bench.state()["state"], "suspended");
+        assert!(!folder.join("unsaved").exists());
+        let now = (std::fs::read(folder.join("machine.toml")).unwrap(), files("disks"), files("checkpoints"));
+        assert_eq!(now, before);
+    }
+    // And it still goes on where it was.
+    bench.ok(&["start", "a", "--headless"]);
+    assert!(wait_for_rounds(&bench, 0) > round);
 }
 
 fn snapshots(bench: &Bench) -> Vec<Value> {
@@ -528,6 +616,13 @@ fn forks_go_on_beside_their_machine_and_share_its_memory() {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
+    // Each has an address of its own, and is in no network.
+    let card = |name: &str| {
+        let text = std::fs::read_to_string(bench.dir.path().join(format!("machines/{name}/machine.toml"))).unwrap();
+        text.lines().find_map(|line| line.strip_prefix("mac = ").map(str::to_string))
+    };
+    let cards: std::collections::BTreeSet<_> = forks.iter().map(|fork| card(fork).unwrap()).collect();
+    assert_eq!((cards.len(), card("a")), (3, None));
     // Without its machine, and without what it was made of.
     bench.ok(&["stop", "a", "--force"]);
     bench.ok(&["delete", "a"]);

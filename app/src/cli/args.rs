@@ -8,6 +8,8 @@ use vmm_core::config::{DiskBus, Topology};
 
 use crate::control::Stream;
 use crate::library::Firmware;
+use crate::library::Timeline;
+use crate::session::Manner;
 
 const AFTER: &str = "\
 Examples:
@@ -76,9 +78,8 @@ Examples:
     Run {
         #[command(flatten)]
         which: Which,
-        /// No window; needs no display
-        #[arg(long)]
-        headless: bool,
+        #[command(flatten)]
+        manner: MannerArgs,
         /// Descriptors of a machine that was forked off: its state, its memory
         #[arg(long, value_name = "FDS", value_delimiter = ',', hide = true)]
         handover: Vec<i32>,
@@ -87,9 +88,8 @@ Examples:
     Start {
         #[command(flatten)]
         which: Which,
-        /// No window; needs no display
-        #[arg(long)]
-        headless: bool,
+        #[command(flatten)]
+        manner: MannerArgs,
     },
     /// Ask the guest to shut down and wait until it has
     Stop {
@@ -131,6 +131,34 @@ Examples:
         /// How many to make, with numbers behind the name
         #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
         count: u32,
+    },
+    /// Make another like it, of what it is now while it is off, or of a snapshot, memory and all
+    #[command(after_help = "\
+Examples:
+  orangery clone 'Debian 12' 'Debian 12 for tests' --linked
+  orangery clone 'Debian 12' 'Debian before the upgrade' --of 'before the upgrade'")]
+    Clone {
+        #[command(flatten)]
+        which: Which,
+        /// What to call it [default: its name and a number]
+        new: Option<String>,
+        /// The snapshot to clone, by its name or id; the machine may run then
+        #[arg(long, value_name = "SNAPSHOT")]
+        of: Option<String>,
+        /// Share what both have in common instead of copying it: made at once, and takes the space of what differs
+        #[arg(long)]
+        linked: bool,
+    },
+    /// Keep checkpoints that are taken by themselves while it runs, look at them, go back
+    #[command(after_help = "\
+Examples:
+  orangery timeline on 'Debian 12' --every 10 --space 20G
+  orangery timeline list 'Debian 12'
+  orangery timeline restore 'Debian 12' 3f9a
+  orangery timeline copy 'Debian 12' 3f9a 'Debian an hour ago'")]
+    Timeline {
+        #[command(subcommand)]
+        act: TimelineAct,
     },
     /// Take, list, go back to and delete snapshots: points it can go back to, its memory included when it runs
     #[command(after_help = "\
@@ -295,6 +323,72 @@ pub enum SnapshotAct {
     },
 }
 
+/// How a machine is run.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct MannerArgs {
+    /// No window; needs no display
+    #[arg(long)]
+    pub headless: bool,
+    /// What the guest changes is gone when it ends; the machine stays what it is
+    #[arg(long)]
+    pub without_saving: bool,
+}
+
+impl From<MannerArgs> for Manner {
+    fn from(MannerArgs { headless, without_saving }: MannerArgs) -> Manner {
+        Manner { headless, without_saving }
+    }
+}
+
+/// What to do with a timeline.
+#[derive(Debug, Subcommand)]
+pub enum TimelineAct {
+    /// Take checkpoints from now on: all of the last hour are kept, one an hour of the last day, one a day of the last 30
+    On {
+        #[command(flatten)]
+        which: Which,
+        /// Minutes between two
+        #[arg(long, value_name = "MINUTES", default_value_t = Timeline::default().minutes)]
+        every: u32,
+        /// What they may take before the oldest go, like 20G
+        #[arg(long, value_name = "SIZE", default_value = "20G", value_parser = crate::library::size::parse)]
+        space: u64,
+    },
+    /// Take none any more; those that are there stay
+    Off {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// List them, the oldest first
+    List {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Go back to one: its next start goes on from there. What it is now is kept as a checkpoint while it has a timeline
+    Restore {
+        #[command(flatten)]
+        which: Which,
+        /// Its id, or the beginning of it
+        checkpoint: String,
+    },
+    /// Make another machine that goes on from there, beside this one
+    Copy {
+        #[command(flatten)]
+        which: Which,
+        /// Its id, or the beginning of it
+        checkpoint: String,
+        /// What to call the machine [default: its name and a number]
+        new: Option<String>,
+    },
+    /// Delete one
+    Delete {
+        #[command(flatten)]
+        which: Which,
+        /// Its id, or the beginning of it
+        checkpoint: String,
+    },
+}
+
 /// What `orangery disk` does.
 #[derive(Debug, Subcommand)]
 pub enum DiskVerb {
@@ -423,8 +517,8 @@ pub struct MachineArgs {
     /// No window: needs no display. (For 'create' it changes nothing: 'run' has the same flag)
     #[arg(long)]
     pub headless: bool,
-    /// A network card on an existing tap interface (repeatable), or none
-    #[arg(long, value_name = "none|tap=IFNAME", value_parser = net)]
+    /// A network card on an existing tap interface, or one that is not plugged in (repeatable), or none
+    #[arg(long, value_name = "none|unplugged|tap=IFNAME", value_parser = net)]
     pub net: Vec<Net>,
     /// A TPM 2.0: swtpm in a process of its own
     #[arg(long)]
@@ -478,6 +572,8 @@ fn new_disk(text: &str) -> Result<NewDiskArg, String> {
 pub enum Net {
     /// No card.
     None,
+    /// One that is not plugged in.
+    Unplugged,
     /// One on this tap interface.
     Tap(String),
 }
@@ -485,8 +581,9 @@ pub enum Net {
 fn net(text: &str) -> Result<Net, String> {
     match text.split_once('=') {
         None if text == "none" => Ok(Net::None),
+        None if text == "unplugged" => Ok(Net::Unplugged),
         Some(("tap", name)) if !name.is_empty() => Ok(Net::Tap(name.into())),
-        _ => Err("write none or tap=IFNAME, like tap=tap0".into()),
+        _ => Err("write none, unplugged or tap=IFNAME, like tap=tap0".into()),
     }
 }
 
@@ -569,6 +666,7 @@ mod tests {
     #[test]
     fn networks_are_none_or_a_tap() {
         assert_eq!(net("none"), Ok(Net::None));
+        assert_eq!(net("unplugged"), Ok(Net::Unplugged));
         assert_eq!(net("tap=tap0"), Ok(Net::Tap("tap0".into())));
         assert!(net("tap=").is_err() && net("user").is_err() && net("").is_err());
     }

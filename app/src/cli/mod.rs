@@ -5,6 +5,7 @@ mod disk;
 mod output;
 mod progress;
 mod snapshots;
+mod timeline;
 mod verbs;
 
 use std::io::Write;

@@ -309,7 +309,10 @@ pub fn words(shown: &Shown<'_>) -> String {
         row(&format!("CD-ROM {i}"), medium);
     }
     for (i, net) in shown.config.nets.iter().enumerate() {
-        row(&format!("Network {i}"), format!("tap {}", net.tap));
+        row(
+            &format!("Network {i}"),
+            net.tap.as_ref().map_or_else(|| "not plugged in".into(), |tap| format!("tap {tap}")),
+        );
     }
     if shown.config.tpm {
         row("TPM", "2.0".into());

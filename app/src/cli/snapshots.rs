@@ -7,9 +7,9 @@ use serde_json::json;
 use super::CliError;
 use super::args::{SnapshotAct, Which};
 use super::output::{ShownSnapshot, table};
-use super::verbs::{Out, connect, library, told, work};
+use super::verbs::{Out, connect, free_name, library, told, work};
 use crate::control::protocol::Request;
-use crate::library::{Machine, size};
+use crate::library::{CloneWish, Machine, size};
 
 /// Does what the command line says of snapshots.
 pub fn perform(out: Out, act: &SnapshotAct) -> Result<(), CliError> {
@@ -27,29 +27,54 @@ pub fn perform(out: Out, act: &SnapshotAct) -> Result<(), CliError> {
             if let Some(name) = keep {
                 take_snapshot(out, which, name, "")?;
             }
-            let mut machine = library()?.load(&which.name)?;
-            let _lock = machine.lock()?;
-            machine.restore_snapshot(snapshot)?;
-            let next = match machine.resume {
-                Some(_) => "its next start goes on from there",
-                None => "it is off, as it was then",
-            };
-            out.say(&json!({ "done": "restored" }), &format!("{:?}: back at {snapshot:?}; {next}", machine.name));
+            restore(out, which, snapshot)?;
         }
         SnapshotAct::Delete { which, snapshot } => {
-            let mut machine = library()?.load(&which.name)?;
-            let doing = "merging what its disks hold";
-            if machine.holder()?.is_some() {
-                let (machine, client) = connect(which)?;
-                work(out, &machine, client, &Request::DeleteSnapshot { name: snapshot.clone() }, doing)?;
-            } else {
-                let _lock = machine.lock()?;
-                let mut progress = told(out, &machine, doing);
-                machine.delete_snapshot_at_rest(snapshot, &mut progress)?;
-            }
-            out.say(&json!({ "done": "deleted" }), &format!("{:?}: deleted the snapshot {snapshot:?}", machine.name));
+            delete(out, which, snapshot)?;
         }
     }
+    Ok(())
+}
+
+/// Goes back to a snapshot or a checkpoint of the timeline.
+pub fn restore(out: Out, which: &Which, point: &str) -> Result<(), CliError> {
+    let mut machine = library()?.load(&which.name)?;
+    let _lock = machine.lock()?;
+    machine.restore_snapshot(point)?;
+    let next = match machine.resume {
+        Some(_) => "its next start goes on from there",
+        None => "it is off, as it was then",
+    };
+    out.say(&json!({ "done": "restored" }), &format!("{:?}: back at {point:?}; {next}", machine.name));
+    Ok(())
+}
+
+/// Deletes a snapshot or a checkpoint of the timeline.
+pub fn delete(out: Out, which: &Which, point: &str) -> Result<(), CliError> {
+    let mut machine = library()?.load(&which.name)?;
+    let doing = "merging what its disks hold";
+    if machine.holder()?.is_some() {
+        let (machine, client) = connect(which)?;
+        work(out, &machine, client, &Request::DeleteSnapshot { name: point.into() }, doing)?;
+    } else {
+        let _lock = machine.lock()?;
+        let mut progress = told(out, &machine, doing);
+        machine.delete_snapshot_at_rest(point, &mut progress)?;
+    }
+    out.say(&json!({ "done": "deleted" }), &format!("{:?}: deleted {point:?}", machine.name));
+    Ok(())
+}
+
+/// `orangery clone`.
+pub fn clone(out: Out, which: &Which, new: Option<String>, of: Option<String>, linked: bool) -> Result<(), CliError> {
+    let library = library()?;
+    let mut machine = library.load(&which.name)?;
+    let name = new.unwrap_or_else(|| free_name(&library, &machine.name));
+    let mut progress = told(out, &machine, "copying its disks");
+    let wish = CloneWish { of, name, full: !linked };
+    let made = library.clone_machine(&mut machine, &wish, &mut progress)?;
+    drop(progress);
+    out.machine(&made, &format!("Made {:?} in {}", made.name, made.folder().display()));
     Ok(())
 }
 

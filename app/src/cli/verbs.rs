@@ -20,7 +20,7 @@ use crate::control::{Client, ControlError, Power, State, keys};
 use crate::library::{
     self, Entry, Firmware, HostLimits, Library, Machine, NewDisk, NewMachine, UefiSupport, preflight,
 };
-use crate::session::{self, Announcement, Handover, Throwaway};
+use crate::session::{self, Announcement, Handover, Manner, Throwaway};
 
 /// How long a machine may take to say how it is, for a list of many.
 const GLANCE: Duration = Duration::from_secs(2);
@@ -36,14 +36,16 @@ pub fn perform(cli: Cli) -> Result<(), CliError> {
         Verb::Boot { machine } => boot(&machine),
         Verb::List => list(out),
         Verb::Show { which } => show(out, &which),
-        Verb::Run { which, headless, handover } => run(out, &which, headless, &handover),
+        Verb::Run { which, manner, handover } => run(out, &which, manner.into(), &handover),
         Verb::Fork { which, new, count } => fork(out, &which, new.as_deref(), count),
-        Verb::Start { which, headless } => start(out, &which, headless),
+        Verb::Start { which, manner } => start(out, &which, manner.into()),
         Verb::Stop { which, force, timeout } => stop(out, &which, force, Duration::from_secs(timeout)),
         Verb::Reset { which } => command(out, &which, &Request::Reset, "reset"),
         Verb::Pause { which } => command(out, &which, &Request::Pause, "paused"),
         Verb::Resume { which } => resume(out, &which),
         Verb::Suspend { which } => suspend(out, &which),
+        Verb::Clone { which, new, of, linked } => snapshots::clone(out, &which, new, of, linked),
+        Verb::Timeline { act } => super::timeline::perform(out, &act),
         Verb::Snapshot { act } => snapshots::perform(out, &act),
         Verb::Raise { which } => command(out, &which, &Request::Raise, "raised"),
         Verb::Rename { which, new } => {
@@ -111,7 +113,7 @@ impl Out {
     }
 
     /// Answers with a machine.
-    fn machine(self, machine: &Machine, text: &str) {
+    pub(super) fn machine(self, machine: &Machine, text: &str) {
         // The answer is about the machine; that it cannot be asked how it is spoils nothing.
         let (power, state) = look(machine).unwrap_or_else(|_| (machine.power_at_rest(), None));
         self.say(&Shown::new(machine, power, state.as_ref()), text);
@@ -173,11 +175,12 @@ fn cpus(args: &MachineArgs) -> Option<u32> {
 fn nets(args: &MachineArgs) -> Result<Vec<NetConfig>, CliError> {
     let taps = args.net.iter().filter_map(|net| match net {
         Net::None => None,
-        Net::Tap(name) => Some(NetConfig { tap: name.clone(), mac: None }),
+        Net::Unplugged => Some(NetConfig { tap: None, mac: None }),
+        Net::Tap(name) => Some(NetConfig { tap: Some(name.clone()), mac: None }),
     });
     let taps: Vec<NetConfig> = taps.collect();
     if args.net.contains(&Net::None) && !taps.is_empty() {
-        return Err(CliError::Words(Exit::Usage, "--net none and --net tap=… contradict each other".into()));
+        return Err(CliError::Words(Exit::Usage, "--net none contradicts the other --net".into()));
     }
     Ok(taps)
 }
@@ -291,11 +294,11 @@ fn show(out: Out, which: &Which) -> Result<(), CliError> {
     Ok(())
 }
 
-fn run(out: Out, which: &Which, headless: bool, handover: &[i32]) -> Result<(), CliError> {
+fn run(out: Out, which: &Which, manner: Manner, handover: &[i32]) -> Result<(), CliError> {
     let library = library()?;
     let machine = library.load(&which.name)?;
     let handover = handed_over(handover)?;
-    Ok(session::run(&library, machine, headless, handover, |announcement| out.say(announcement, ""))?)
+    Ok(session::run(&library, machine, manner, handover, |announcement| out.say(announcement, ""))?)
 }
 
 /// The files that this process was given, by their numbers.
@@ -320,14 +323,11 @@ fn handed_over(numbers: &[i32]) -> Result<Option<Handover>, CliError> {
 fn fork(out: Out, which: &Which, name: Option<&str>, count: u32) -> Result<(), CliError> {
     let library = library()?;
     let machine = library.load(&which.name)?;
-    let taken = |name: &str| library.load(name).is_ok();
     let mut made = Vec::new();
     for _ in 0..count {
-        let stem = name.unwrap_or(&machine.name);
-        let free = (1..).map(|number| format!("{stem} {number}")).find(|name| !taken(name));
         let fork = match name {
             Some(name) if count == 1 => name.to_string(),
-            _ => free.unwrap_or_default(),
+            _ => free_name(&library, name.unwrap_or(&machine.name)),
         };
         let (machine, client) = connect(which)?;
         work(out, &machine, client, &Request::Fork { name: fork.clone() }, "forking")?;
@@ -337,13 +337,19 @@ fn fork(out: Out, which: &Which, name: Option<&str>, count: u32) -> Result<(), C
     Ok(())
 }
 
-fn start(out: Out, which: &Which, headless: bool) -> Result<(), CliError> {
+/// A name that no machine has: `stem` and the first free number.
+pub(super) fn free_name(library: &Library, stem: &str) -> String {
+    let taken = |name: &String| library.load(name).is_ok();
+    (1..).map(|number| format!("{stem} {number}")).find(|name| !taken(name)).unwrap_or_default()
+}
+
+fn start(out: Out, which: &Which, manner: Manner) -> Result<(), CliError> {
     let library = library()?;
     let machine = library.load(&which.name)?;
     if let Some(holder) = machine.holder()? {
         return Err(library::LibraryError::Running { name: machine.name, pid: holder.pid }.into());
     }
-    let pid = session::launch(&library, &machine, headless)?;
+    let pid = session::launch(&library, &machine, manner)?;
     let started = Announcement::Started { id: machine.id, name: machine.name.clone(), pid };
     out.say(&started, &format!("{:?} runs (process {pid})", machine.name));
     Ok(())
@@ -374,7 +380,7 @@ fn command(out: Out, which: &Which, request: &Request, done: &'static str) -> Re
 fn resume(out: Out, which: &Which) -> Result<(), CliError> {
     let machine = library()?.load(&which.name)?;
     match machine.holder()? {
-        None if machine.goes_on_from()?.is_some() => start(out, which, false),
+        None if machine.goes_on_from()?.is_some() => start(out, which, Manner::default()),
         _ => command(out, which, &Request::Resume, "resumed"),
     }
 }

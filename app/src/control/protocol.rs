@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use vmm_core::vm::{Lifecycle, VmEvent};
 
-use crate::library::Timestamp;
+use crate::library::{Timeline, Timestamp};
 
 /// The protocol's version. Requests may be added to a version, never changed.
 pub const VERSION: u32 = 1;
@@ -57,6 +57,12 @@ pub enum Request {
     DeleteSnapshot {
         /// Its name or id.
         name: String,
+    },
+    /// Keeps a timeline like this from now on, or none.
+    SetTimeline {
+        /// How; absent: none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        timeline: Option<Timeline>,
     },
     /// Makes a machine that goes on from this moment as well, beside this one. Work.
     Fork {
@@ -207,6 +213,9 @@ pub struct State {
     pub tablet: bool,
     /// It has a window.
     pub window: bool,
+    /// What happens in it is not saved.
+    #[serde(default)]
+    pub without_saving: bool,
     /// The medium in each CD-ROM drive.
     pub drives: Vec<Option<PathBuf>>,
     /// The last thing that went wrong, a sentence.

@@ -34,6 +34,7 @@ impl Host for Fake {
             screen: Some((640, 480)),
             frames: 7,
             tablet: true,
+            without_saving: false,
             window: false,
             drives: vec![None],
             problem: None,

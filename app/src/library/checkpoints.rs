@@ -30,6 +30,8 @@ pub enum Kind {
     Suspended,
     /// A point that a person took.
     Snapshot,
+    /// A point that was taken by itself.
+    Timeline,
 }
 
 /// What we say of a checkpoint.
@@ -217,6 +219,10 @@ fn hardware(config: &VmConfig) -> VmConfig {
     // A drive's medium is in the checkpoint.
     config.cdroms.iter_mut().for_each(|drive| drive.path = None);
     config.uuid = None;
+    // A copy has other addresses, and may not be plugged in.
+    for net in &mut config.nets {
+        (net.tap, net.mac) = (None, None);
+    }
     config
 }
 

@@ -34,6 +34,12 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
+/// The files in a folder; none where there is no folder.
+pub fn of(folder: &Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect()
+}
+
 /// Makes a sparse raw disk image of `size` bytes: it reads as zeros and takes no space until it is written.
 ///
 /// # Errors

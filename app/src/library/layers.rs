@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
+use vmm_core::backend::disk::tools::ToolError;
 use vmm_core::backend::disk::{self, CreateError, CreateOptions, MergeError, OpenError};
 use vmm_core::vm::DiskSwitch;
 
@@ -32,6 +33,9 @@ pub enum DiskImageError {
     /// It can't be merged.
     #[error(transparent)]
     Merge(#[from] MergeError),
+    /// It can't be copied.
+    #[error(transparent)]
+    Copy(#[from] ToolError),
 }
 
 /// A new image for a disk, which stands on what the disk was.
@@ -45,7 +49,7 @@ pub struct Overlay {
     pub below: PathBuf,
 }
 
-fn image<E: Into<DiskImageError>>(error: E) -> LibraryError {
+pub(super) fn image<E: Into<DiskImageError>>(error: E) -> LibraryError {
     LibraryError::Image(error.into())
 }
 
@@ -106,6 +110,15 @@ impl Machine {
 /// The images that a machine's disks are and stand on, those in its folder.
 pub(super) fn images_of(machine: &Machine) -> Result<BTreeSet<String>, LibraryError> {
     Ok(Images::read(machine)?.closure(&names(machine).collect()))
+}
+
+/// The images in a machine's folder that snapshots made and the guest does not write to now.
+pub(super) fn overlays_below(machine: &Machine) -> Vec<PathBuf> {
+    let folder = machine.folder().join(FOLDER);
+    let present: BTreeSet<String> = names(machine).collect();
+    let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+    let files = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    files.filter(|name| is_overlay(name) && !present.contains(name)).map(|name| folder.join(name)).collect()
 }
 
 /// Finishes a merge that was interrupted, and removes images that nothing needs. The caller has the lock of the machine, which

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use vmm_core::backend::disk::{self, Buffers, Disk, OpenOptions, Request, Scratch};
 
-use crate::library::{HostLimits, Library, Machine, NewDisk, NewMachine};
+use vmm_core::config::Boot;
+
+use crate::library::{CloneWish, HostLimits, Library, LibraryError, Machine, NewDisk, NewMachine, Timeline};
 
 const SIZE: usize = 1 << 20;
 
@@ -47,6 +49,7 @@ enum Step {
     Take,
     Restore(usize),
     Delete(usize),
+    Clone { of: Option<usize>, full: bool },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -57,6 +60,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::Take),
         2 => (0..6usize).prop_map(Step::Restore),
         2 => (0..6usize).prop_map(Step::Delete),
+        2 => (proptest::option::of(0..6usize), any::<bool>()).prop_map(|(of, full)| Step::Clone { of, full }),
     ]
 }
 
@@ -76,6 +80,7 @@ proptest! {
         let mut machine = library.create(&new).unwrap();
         let mut model = vec![0; SIZE];
         let mut kept: Vec<(String, Vec<u8>)> = Vec::new();
+        let mut clones: Vec<(String, Vec<u8>)> = Vec::new();
         for (number, step) in steps.into_iter().enumerate() {
             match step {
                 Step::Write { sector, count, byte } => {
@@ -99,6 +104,19 @@ proptest! {
                         machine.delete_snapshot_at_rest(&kept.remove(i).0, &mut |_, _| true).unwrap();
                     }
                 }
+                Step::Clone { of, full } => {
+                    let of = of.and_then(|i| kept.get(i));
+                    let name = format!("c{number}");
+                    let wish = CloneWish { of: of.map(|of| of.0.clone()), name: name.clone(), full };
+                    let clone = library.clone_machine(&mut machine, &wish, &mut |_, _| true).unwrap();
+                    let bytes = of.map_or(&model, |of| &of.1).clone();
+                    prop_assert!(read(&top(&clone)) == bytes);
+                    // What one writes the other does not see.
+                    write(&top(&clone), 512, &[0xee; 1024]);
+                    let mut bytes = bytes;
+                    bytes[512..1536].fill(0xee);
+                    clones.push((name, bytes));
+                }
             }
             prop_assert!(read(&top(&machine)) == model);
             // What is written down is what is in hand.
@@ -111,8 +129,20 @@ proptest! {
         for (name, _) in kept {
             machine.delete_snapshot_at_rest(&name, &mut |_, _| true).unwrap();
         }
-        let left = std::fs::read_dir(machine.folder().join("disks")).unwrap().count();
-        prop_assert_eq!(left, 1, "all is one image again");
+        if clones.is_empty() {
+            let left = std::fs::read_dir(machine.folder().join("disks")).unwrap().count();
+            prop_assert_eq!(left, 1, "all is one image again");
+        }
+        // Each stands without the others.
+        library.trash("a").unwrap();
+        library.empty_trash().unwrap();
+        for (name, bytes) in &clones {
+            let mut clone = library.load(name).unwrap();
+            prop_assert!(&read(&top(&clone)) == bytes, "{}", name);
+            clone.take_snapshot("s", "").unwrap();
+            clone.delete_snapshot_at_rest("s", &mut |_, _| true).unwrap();
+            prop_assert!(&read(&top(&clone)) == bytes, "{}", name);
+        }
     }
 }
 
@@ -132,4 +162,116 @@ fn a_disk_outside_of_the_folder_is_refused_and_nothing_is_left() {
     assert_eq!(machine, before);
     assert!(machine.snapshots().unwrap().is_empty());
     assert_eq!(std::fs::read_dir(machine.folder().join("disks")).unwrap().count(), 1);
+}
+
+fn machine_with_disk(dir: &Path) -> (Library, Machine) {
+    let library = Library::open(dir).unwrap();
+    let mut new = NewMachine::with_defaults("a", &HostLimits::read(dir));
+    (new.memory_mib, new.disks) = (64, vec![NewDisk::create(SIZE as u64)]);
+    let machine = library.create(&new).unwrap();
+    (library, machine)
+}
+
+#[test]
+fn a_clone_that_is_given_up_leaves_nothing_and_the_machine_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let (library, mut machine) = machine_with_disk(dir.path());
+    write(&top(&machine), 0, &[7; 4096]);
+    let before = (machine.clone(), std::fs::read_dir(machine.folder().join("disks")).unwrap().count());
+    let wish = |name: &str, full| CloneWish { of: None, name: name.into(), full };
+    let given_up = library.clone_machine(&mut machine, &wish("b", true), &mut |_, _| false).unwrap_err();
+    assert!(matches!(given_up, LibraryError::Cancelled), "{given_up}");
+    let taken = library.clone_machine(&mut machine, &wish("A", false), &mut |_, _| true).unwrap_err();
+    assert!(matches!(taken, LibraryError::Exists(_)), "{taken}");
+    assert_eq!((machine.clone(), std::fs::read_dir(machine.folder().join("disks")).unwrap().count()), before);
+    assert_eq!(library.list().unwrap().len(), 1);
+    let hidden = std::fs::read_dir(dir.path()).unwrap().flatten();
+    assert!(!hidden.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with(".copy")));
+}
+
+#[test]
+fn what_a_killed_process_left_of_a_clone_is_swept_up_by_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let (library, mut machine) = machine_with_disk(dir.path());
+    let left = dir.path().join(".copy-0123");
+    std::fs::create_dir_all(left.join("disks")).unwrap();
+    let wish = CloneWish { of: None, name: "b".into(), full: true };
+    let clone = library.clone_machine(&mut machine, &wish, &mut |_, _| true).unwrap();
+    assert!(!left.exists());
+    assert_eq!((clone.name.as_str(), library.list().unwrap().len()), ("b", 2));
+    assert_ne!(clone.id, machine.id);
+}
+
+#[test]
+fn going_back_puts_the_present_on_the_timeline() {
+    let dir = tempfile::tempdir().unwrap();
+    let (library, mut machine) = machine_with_disk(dir.path());
+    write(&top(&machine), 0, &[1; 512]);
+    machine.take_snapshot("s", "").unwrap();
+    write(&top(&machine), 0, &[2; 512]);
+    machine.timeline = Some(Timeline::default());
+    library.save(&machine).unwrap();
+    machine.restore_snapshot("s").unwrap();
+    assert_eq!((read(&top(&machine))[0], machine.timeline), (1, Some(Timeline::default())));
+    let [point] = &machine.timeline_points().unwrap()[..] else { panic!("one point") };
+    assert!(!point.running && point.name.is_empty());
+    // It is no snapshot, and is meant by the beginning of its id.
+    assert_eq!(machine.snapshots().unwrap().len(), 1);
+    assert!(machine.snapshots().unwrap()[0].is_present);
+    assert!(machine.restore_snapshot(&point.id[..3]).is_err());
+    machine.restore_snapshot(&point.id[..8]).unwrap();
+    assert_eq!(read(&top(&machine))[0], 2);
+    // A snapshot that comes after a checkpoint is shown after the snapshot before that.
+    machine.take_snapshot("t", "").unwrap();
+    let snapshots = machine.snapshots().unwrap();
+    let named = |name: &str| snapshots.iter().find(|snapshot| snapshot.name == name).unwrap();
+    assert_eq!(named("t").parent.as_ref(), Some(&named("s").id));
+}
+
+#[test]
+fn a_timeline_without_space_keeps_its_newest_point() {
+    let dir = tempfile::tempdir().unwrap();
+    let (library, mut machine) = machine_with_disk(dir.path());
+    machine.timeline = Some(Timeline { minutes: 1, space_mib: 64 });
+    library.save(&machine).unwrap();
+    machine.take_snapshot("s", "").unwrap();
+    let mut bytes = std::collections::BTreeMap::new();
+    for byte in 1..=3 {
+        write(&top(&machine), 0, &[byte; 512]);
+        machine.restore_snapshot("s").unwrap();
+        let points = machine.timeline_points().unwrap();
+        bytes.extend(
+            points.into_iter().filter(|point| !bytes.contains_key(&point.id)).map(|p| (p.id, byte)).collect::<Vec<_>>(),
+        );
+    }
+    assert_eq!(bytes.len(), 3);
+    let newest = machine.timeline_points().unwrap().remove(2);
+    machine.thin_timeline(Timeline { minutes: 1, space_mib: 0 }, None, &mut |_, _| true).unwrap();
+    assert_eq!(machine.timeline_points().unwrap().iter().map(|p| &p.id).collect::<Vec<_>>(), [&newest.id]);
+    assert_eq!(machine.snapshots().unwrap().len(), 1);
+    machine.restore_snapshot(&newest.id).unwrap();
+    assert_eq!(read(&top(&machine))[0], bytes[&newest.id]);
+}
+
+#[test]
+fn a_run_without_saving_has_files_of_its_own_and_leaves_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, mut machine) = machine_with_disk(dir.path());
+    write(&top(&machine), 0, &[1; 512]);
+    let nvram = machine.folder().join("nvram.fd");
+    machine.config.boot = Boot::Uefi { variables: Some("nvram.fd".into()), secure_boot: false, menu: false };
+    std::fs::write(&nvram, "variables").unwrap();
+    let unsaved = machine.unsaved().unwrap();
+    let Boot::Uefi { variables: Some(variables), .. } = &unsaved.config.boot else { panic!("{unsaved:?}") };
+    assert!(variables != &nvram && std::fs::read(variables).unwrap() == b"variables");
+    let disk = &unsaved.config.disks[0].path;
+    assert!(unsaved.tpm.is_dir() && read(disk)[0] == 1);
+    write(disk, 0, &[2; 512]);
+    assert_eq!((read(disk)[0], read(&top(&machine))[0]), (2, 1));
+    // What a killed process left is no hindrance.
+    std::mem::forget(unsaved);
+    let unsaved = machine.unsaved().unwrap();
+    assert_eq!(read(&unsaved.config.disks[0].path)[0], 1);
+    drop(unsaved);
+    assert!(!machine.folder().join("unsaved").exists());
 }

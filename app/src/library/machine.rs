@@ -9,6 +9,7 @@ use vmm_core::config::{Boot, CdromConfig, DiskConfig, DisplayConfig, NetConfig, 
 
 use super::lock::{self, Holder, VmLock};
 use super::time::Timestamp;
+use super::timeline::Timeline;
 use super::{LibraryError, files, name};
 
 /// The file in a machine's folder that says what it is.
@@ -33,6 +34,8 @@ pub struct Machine {
     pub present: Option<String>,
     /// The snapshot, with RAM, that its next start goes on from.
     pub resume: Option<String>,
+    /// How its timeline is kept, if it has one.
+    pub timeline: Option<Timeline>,
     pub(super) folder: PathBuf,
 }
 
@@ -52,6 +55,8 @@ struct MachineFile {
     present: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     resume: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    timeline: Option<Timeline>,
     #[serde(default)]
     boot: Boot,
     #[serde(default)]
@@ -172,6 +177,7 @@ impl Machine {
             hyperv,
             present,
             resume,
+            timeline,
         } = file;
         // What the machine is to its guest is its id.
         let uuid = None;
@@ -192,12 +198,15 @@ impl Machine {
             let first = errors.swap_remove(0);
             return Err(broken(&first.field, first.problem));
         }
-        Ok(Machine { id, name, created, config, present, resume, folder: folder.into() })
+        if let Some(problem) = timeline.and_then(|timeline| timeline.validate().err()) {
+            return Err(broken("timeline", problem));
+        }
+        Ok(Machine { id, name, created, config, present, resume, timeline, folder: folder.into() })
     }
 
     /// The machine's file, as [`Machine::write`] writes it.
     pub(crate) fn text(&self) -> Result<String, LibraryError> {
-        let Machine { id, name, created, config, present, resume, folder: _ } = self.clone();
+        let Machine { id, name, created, config, present, resume, timeline, folder: _ } = self.clone();
         let VmConfig { cpus, memory_mib, boot, disks, cdroms, nets, display, tpm, topology, hyperv, uuid: _ } = config;
         let file = MachineFile {
             schema: SCHEMA,
@@ -216,6 +225,7 @@ impl Machine {
             hyperv,
             present,
             resume,
+            timeline,
         };
         let write = LibraryError::io("write", &self.folder.join(FILE));
         toml::to_string(&file).map_err(|error| write(std::io::Error::other(error)))

@@ -16,10 +16,10 @@
 //! Everything here may block on the disk: the windows call it from a worker thread.
 
 pub mod checkpoints;
+mod copies;
 pub mod detect;
 pub(crate) mod files;
 pub mod firmware;
-mod fork;
 mod layers;
 pub mod limits;
 pub mod lock;
@@ -31,7 +31,9 @@ pub mod snapshots;
 #[cfg(test)]
 mod tests;
 mod time;
+mod timeline;
 mod trash;
+mod unsaved;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -45,6 +47,7 @@ use vmm_core::config::{
 use vmm_core::vm::BootError;
 
 pub use checkpoints::{Checkpoints, Saved};
+pub use copies::CloneWish;
 pub use detect::{Medium, MediumKind, detect};
 pub use files::random_hex;
 pub use firmware::{Firmware, UefiSupport};
@@ -54,7 +57,9 @@ pub use lock::Holder;
 pub use machine::Machine;
 pub use preflight::{Check, Outcome, preflight};
 pub use time::Timestamp;
+pub use timeline::Timeline;
 pub use trash::Trashed;
+pub use unsaved::Unsaved;
 
 /// The variable that names another root.
 pub const ROOT_VARIABLE: &str = "ORANGERY_LIBRARY";
@@ -492,6 +497,7 @@ impl Library {
             config: new.config(),
             present: None,
             resume: None,
+            timeline: None,
             folder: building.clone(),
         };
         let made = build(&machine, &new).and_then(|()| self.place(&building, &machine.name));

@@ -13,6 +13,8 @@ use vmm_core::config::Boot;
 /// The folder of the TPM's state in a snapshot of a machine that was off, and the file of its UEFI variables.
 const TPM: &str = "tpm";
 const VARIABLES: &str = "nvram.fd";
+/// The least of an id that means a checkpoint.
+const SHORTEST_ID: usize = 4;
 
 /// A snapshot as a person sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,48 +43,85 @@ impl Machine {
     /// # Errors
     /// The folder can't be read.
     pub fn snapshots(&self) -> Result<Vec<Snapshot>, LibraryError> {
+        self.points(Kind::Snapshot)
+    }
+
+    /// Its points of one kind, the oldest first.
+    pub(super) fn points(&self, kind: Kind) -> Result<Vec<Snapshot>, LibraryError> {
         let checkpoints = self.checkpoints();
         let all = checkpoints.list()?;
-        let snapshot = |saved: Saved| {
+        // Points of other kinds in between are not seen.
+        let seen = |mut id: Option<String>| {
+            for _ in 0..=all.len() {
+                let Some(at) = id.as_ref().and_then(|id| all.iter().find(|saved| saved.id == *id)) else { break };
+                if at.about.kind == kind {
+                    return id;
+                }
+                id.clone_from(&at.about.parent);
+            }
+            id
+        };
+        let present = seen(self.present.clone());
+        let snapshot = |saved: &Saved| {
             let path = checkpoints.store().path(&saved.id);
             let then = saved.machine(self).ok();
             let disks = then.iter().flat_map(|then| &then.config.disks).map(|disk| used(&self.resolve(&disk.path)));
             Snapshot {
                 running: has_ram(&path),
-                size: files_of(&path).iter().map(|file| used(file)).chain(disks).sum(),
-                is_present: self.present.as_ref() == Some(&saved.id),
-                id: saved.id,
-                name: saved.about.name,
-                note: saved.about.note,
+                size: files::of(&path).iter().map(|file| used(file)).chain(disks).sum(),
+                is_present: present.as_ref() == Some(&saved.id),
+                id: saved.id.clone(),
+                name: saved.about.name.clone(),
+                note: saved.about.note.clone(),
                 created: saved.about.created,
-                parent: saved.about.parent,
+                parent: seen(saved.about.parent.clone()),
             }
         };
-        Ok(all.into_iter().filter(|saved| saved.about.kind == Kind::Snapshot).map(snapshot).collect())
+        Ok(all.iter().filter(|saved| saved.about.kind == kind).map(snapshot).collect())
     }
 
-    /// The snapshot of this name or id; of several with one name the youngest.
+    /// What everything that is saved of it takes on the host, with the images in which its disks stay as they were, bytes. The
+    /// image that a disk began with is not among it: the present needs that as well.
+    pub(super) fn saved_size(&self) -> Result<u64, LibraryError> {
+        let images = layers::overlays_below(self).iter().map(|image| used(image)).sum::<u64>();
+        Ok(self.checkpoints().store().size()? + images)
+    }
+
+    /// The snapshot of this name or id; of several with one name the youngest. A checkpoint of the timeline is meant by its id, or
+    /// as much of it as is needed to tell it from others.
     ///
     /// # Errors
     /// There is none.
     pub fn snapshot(&self, wanted: &str) -> Result<Saved, LibraryError> {
-        let fits = |saved: &Saved| {
-            saved.about.kind == Kind::Snapshot && (saved.id == wanted || name::same(&saved.about.name, wanted.trim()))
-        };
-        let missing = || LibraryError::NoSnapshot { machine: self.name.clone(), name: wanted.into() };
-        self.checkpoints().list()?.into_iter().rfind(fits).ok_or_else(missing)
+        let wanted = wanted.trim();
+        let all = self.checkpoints().list()?;
+        let named = |saved: &&Saved| saved.about.kind == Kind::Snapshot && name::same(&saved.about.name, wanted);
+        let exact = |saved: &&Saved| saved.about.kind != Kind::Suspended && saved.id == wanted;
+        let begins = |saved: &&Saved| saved.about.kind == Kind::Timeline && saved.id.starts_with(wanted);
+        let mut short = all.iter().filter(begins).take(if wanted.len() < SHORTEST_ID { 0 } else { 2 });
+        let only = short.next().filter(|_| short.next().is_none());
+        let found = all.iter().rfind(exact).or_else(|| all.iter().rfind(named)).or(only);
+        found.cloned().ok_or_else(|| LibraryError::NoSnapshot { machine: self.name.clone(), name: wanted.into() })
     }
 
     /// What is said of a snapshot that is taken now.
     ///
     /// # Errors
     /// The name is none.
-    pub(crate) fn about_now(&self, name: &str, note: &str) -> Result<About, LibraryError> {
+    pub(crate) fn about_snapshot(&self, name: &str, note: &str) -> Result<About, LibraryError> {
+        Ok(About { name: name::check(name)?, note: note.trim().into(), ..self.about_now(Kind::Snapshot)? })
+    }
+
+    /// What is said of a checkpoint that is taken now and has no name.
+    ///
+    /// # Errors
+    /// The machine's file can't be written.
+    pub(crate) fn about_now(&self, kind: Kind) -> Result<About, LibraryError> {
         Ok(About {
-            kind: Kind::Snapshot,
+            kind,
             created: Timestamp::now(),
-            name: name::check(name)?,
-            note: note.trim().into(),
+            name: String::new(),
+            note: String::new(),
             parent: self.present.clone(),
             machine: self.text()?,
         })
@@ -96,8 +135,13 @@ impl Machine {
         if self.goes_on_from()?.is_some() {
             return Err(LibraryError::Suspended { name: self.name.clone() });
         }
+        let about = self.about_snapshot(name, note)?;
+        self.take_at_rest(&about)
+    }
+
+    /// Takes a point of the machine, which is off and not suspended.
+    fn take_at_rest(&mut self, about: &About) -> Result<String, LibraryError> {
         let checkpoints = self.checkpoints();
-        let about = self.about_now(name, note)?;
         let id = Checkpoints::new_id()?;
         let overlays = self.make_overlays(&id)?;
         let written = (|| {
@@ -121,12 +165,12 @@ impl Machine {
     }
 
     /// Files beside the disks that a machine that is off keeps: its UEFI variables and its TPM's state.
-    fn loose_files(&self) -> Result<Vec<(String, PathBuf)>, LibraryError> {
+    pub(super) fn loose_files(&self) -> Result<Vec<(String, PathBuf)>, LibraryError> {
         let mut loose = Vec::new();
         if let Some(path) = self.variables().filter(|path| path.is_file()) {
             loose.push((VARIABLES.to_string(), path));
         }
-        for path in files_of(&self.tpm()) {
+        for path in files::of(&self.tpm()) {
             if let Some(name) = path.file_name().and_then(|name| name.to_str()).filter(|name| name.starts_with("tpm2-"))
             {
                 loose.push((format!("{TPM}-{name}"), path.clone()));
@@ -135,15 +179,28 @@ impl Machine {
         Ok(loose)
     }
 
-    fn variables(&self) -> Option<PathBuf> {
+    pub(super) fn variables(&self) -> Option<PathBuf> {
         match &self.config.boot {
             Boot::Uefi { variables: Some(path), .. } => Some(self.resolve(path)),
             _ => None,
         }
     }
 
-    /// Goes back to a snapshot: what the machine is now is given up, but for its name. Its next start goes on from there. The
-    /// caller has its lock.
+    /// Puts what the machine is now on its timeline, if it has one.
+    fn keep_present(&mut self) -> Result<(), LibraryError> {
+        if self.timeline.is_none() || self.resume.is_some() {
+            return Ok(());
+        }
+        let Some(mut saved) = self.checkpoints().suspended()? else {
+            let about = self.about_now(Kind::Timeline)?;
+            return self.take_at_rest(&about).map(drop);
+        };
+        saved.about.kind = Kind::Timeline;
+        self.checkpoints().describe(&saved.id, &saved.about)
+    }
+
+    /// Goes back to a snapshot: what the machine is now is given up, but for its name; one with a timeline keeps it there. Its next
+    /// start goes on from there. The caller has its lock.
     ///
     /// # Errors
     /// The snapshot can't be used, or the host has no room. The machine is what it was then.
@@ -155,7 +212,9 @@ impl Machine {
         // What can't be read is found before anything is given up.
         checkpoints.store().load(&saved.id)?;
         let mut then = saved.machine(self)?;
+        self.keep_present()?;
         (then.id, then.name, then.created) = (self.id.clone(), self.name.clone(), self.created);
+        then.timeline = self.timeline;
         let overlays = then.make_overlays(&Checkpoints::new_id()?)?;
         let mut changed = then.with_overlays(&overlays);
         changed.present = Some(saved.id.clone());
@@ -165,7 +224,7 @@ impl Machine {
             return Err(error);
         }
         if !running {
-            changed.take_loose_files(&path)?;
+            changed.put_loose_files(&kept_files(&path))?;
         }
         *self = changed;
         checkpoints.discard_suspended()?;
@@ -174,25 +233,25 @@ impl Machine {
         Ok(())
     }
 
-    /// Puts the files of a snapshot in the place of the machine's own.
-    fn take_loose_files(&self, from: &Path) -> Result<(), LibraryError> {
+    /// Puts the files of a snapshot, or of another machine, in the place of the machine's own: each by the name that it is kept
+    /// under.
+    pub(super) fn put_loose_files(&self, kept: &[(String, PathBuf)]) -> Result<(), LibraryError> {
         let copy = |from: &Path, to: &Path| {
             let bytes = std::fs::read(from).map_err(LibraryError::io("read", from))?;
             files::write_atomic(to, &bytes).map_err(LibraryError::io("write", to))
         };
         if let Some(to) = self.variables() {
-            let kept = from.join(VARIABLES);
-            match kept.is_file() {
-                true => copy(&kept, &to)?,
+            match kept.iter().find(|(name, _)| name == VARIABLES) {
+                Some((_, from)) => copy(from, &to)?,
                 // It had none yet.
-                false if to.is_file() => std::fs::remove_file(&to).map_err(LibraryError::io("remove", &to))?,
-                false => {}
+                None if to.is_file() => std::fs::remove_file(&to).map_err(LibraryError::io("remove", &to))?,
+                None => {}
             }
         }
-        for kept in files_of(from) {
-            let name = kept.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix("tpm-"));
-            if let Some(name) = name {
-                copy(&kept, &self.tpm().join(name))?;
+        for (name, from) in kept {
+            if let Some(name) = name.strip_prefix(TPM).and_then(|name| name.strip_prefix('-')) {
+                super::make_folders(&self.tpm())?;
+                copy(from, &self.tpm().join(name))?;
             }
         }
         Ok(())
@@ -226,7 +285,8 @@ impl Machine {
             self.write()?;
         }
         checkpoints.store().remove(&saved.id)?;
-        layers::tidy(self, running, progress)
+        layers::tidy(self, running, progress)?;
+        Ok(checkpoints.store().compact(progress)?)
     }
 
     /// [`Machine::delete_snapshot`] of a machine that does not run. The caller has its lock.
@@ -242,14 +302,14 @@ impl Machine {
     }
 }
 
-fn has_ram(checkpoint: &Path) -> bool {
+pub(super) fn has_ram(checkpoint: &Path) -> bool {
     std::fs::metadata(checkpoint.join("state")).is_ok_and(|meta| meta.len() > 0)
 }
 
-/// The files in a folder; none where there is no folder.
-fn files_of(folder: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect()
+/// The files of a snapshot, by name.
+pub(super) fn kept_files(checkpoint: &Path) -> Vec<(String, PathBuf)> {
+    let named = |path: PathBuf| Some((path.file_name()?.to_str()?.to_string(), path));
+    files::of(checkpoint).into_iter().filter_map(named).collect()
 }
 
 /// What a file takes on the host, bytes.

@@ -79,7 +79,7 @@ fn a_machine_is_read_as_it_was_made() {
         boot: Boot::Kernel { kernel: iso.clone(), initrd: Some(iso.clone()), cmdline: "a=\"b\" c".into() },
         disks: vec![NewDisk::create(1 << 30), NewDisk::existing(&iso, true), NewDisk::create(2 << 30)],
         cdroms: vec![Some(iso.clone()), None],
-        nets: vec![NetConfig { tap: "tap0".into(), mac: None }],
+        nets: vec![NetConfig { tap: Some("tap0".into()), mac: None }],
         display: DisplayConfig { width: 800, height: 600 },
         tpm: true,
         topology: Some(Topology { sockets: 1, cores: 1, threads: 1 }),

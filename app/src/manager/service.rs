@@ -293,7 +293,7 @@ fn power(library: &Library, name: &str, verb: Power) -> Result<(), Failure> {
             let what = format!("{name} did not start");
             let next = "The machine's Log tab tells what its monitor wrote down.";
             let machine = library.load(name).map_err(|error| failure(what.clone(), &error, None))?;
-            return match session::launch(library, &machine, false) {
+            return match session::launch(library, &machine, session::Manner::default()) {
                 Ok(_) => Ok(()),
                 Err(error) => Err(failure(what, &error, Some(next))),
             };

@@ -11,6 +11,7 @@ use std::thread;
 use serde::{Deserialize, Serialize};
 use vmm_core::checkpoint::Checkpoint;
 
+use super::Manner;
 use crate::control::protocol::MAX_LINE;
 use crate::library::{Library, Machine};
 
@@ -53,13 +54,13 @@ impl LaunchError {
     }
 }
 
-/// Starts `machine` in a new process, with a window unless `headless`, and waits until it runs or has failed. The process
+/// Starts `machine` in a new process, and waits until it runs or has failed. The process
 /// outlives this one. Blocks for as long as the start takes.
 ///
 /// # Errors
 /// The process cannot be made, or the machine cannot be built.
-pub fn launch(library: &Library, machine: &Machine, headless: bool) -> Result<u32, LaunchError> {
-    launch_with(&own_program()?, library.root(), machine, headless)
+pub fn launch(library: &Library, machine: &Machine, manner: Manner) -> Result<u32, LaunchError> {
+    launch_with(&own_program()?, library.root(), machine, manner)
 }
 
 /// Starts the demonstration in a new process and waits until it runs or has failed.
@@ -76,12 +77,11 @@ pub fn launch_demo() -> Result<u32, LaunchError> {
 ///
 /// # Errors
 /// As [`launch`].
-pub fn launch_with(program: &Path, root: &Path, machine: &Machine, headless: bool) -> Result<u32, LaunchError> {
+pub fn launch_with(program: &Path, root: &Path, machine: &Machine, manner: Manner) -> Result<u32, LaunchError> {
     let mut command = Command::new(program);
     command.args(["run", "--json"]).arg(&machine.id);
-    if headless {
-        command.arg("--headless");
-    }
+    let Manner { headless, without_saving } = manner;
+    command.args(headless.then_some("--headless")).args(without_saving.then_some("--without-saving"));
     command.env(crate::library::ROOT_VARIABLE, root).current_dir(machine.folder()).stderr(errors(machine));
     detach(command, &format!("{:?}", machine.name), &format!("see {}", machine.logs().display()))
 }

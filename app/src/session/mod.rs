@@ -13,6 +13,7 @@ mod save;
 mod signals;
 mod terminal;
 mod throwaway;
+mod timeline;
 mod tpm;
 #[cfg(feature = "gui")]
 mod window;
@@ -35,7 +36,7 @@ use vmm_core::vm::{BuildError, Lifecycle, Ports, Vm, VmCommand, VmEvent, VmHandl
 
 pub use launch::{Announcement, LaunchError, launch, launch_demo, launch_with};
 pub use picture::png;
-pub use run::{Handover, RunError, run};
+pub use run::{Handover, Manner, RunError, run};
 pub use signals::Signals;
 pub use terminal::attach;
 pub use throwaway::{Throwaway, boot, demo};
@@ -45,6 +46,7 @@ use crate::control::{Event, Power, Screenshot, State, Stream, keys, server};
 use crate::library::{Library, Timestamp};
 use hub::Hub;
 use log::Log;
+use timeline::Alarm;
 use tpm::TpmProcess;
 
 /// Events that wait for a slow listener before it is let go.
@@ -72,6 +74,10 @@ pub struct Session {
     library: Option<Library>,
     /// It is saved by one at a time.
     saving: Mutex<()>,
+    /// It is in a library, and what happens now is not saved there.
+    without_saving: bool,
+    /// Wakes the thread of its timeline.
+    alarm: Alarm,
 }
 
 /// What a machine is started from.
@@ -91,6 +97,8 @@ struct Identity {
     tpm: Option<PathBuf>,
     /// The library that it is kept in, if it is.
     library: Option<Library>,
+    /// It is in a library, and what happens now is not saved there.
+    without_saving: bool,
 }
 
 /// The host's ends of a machine's streams, until somebody takes them.
@@ -203,7 +211,7 @@ impl Session {
         let (serial, serial_host) = CharPort::pair().map_err(host)?;
         let (console, console_host) = CharPort::pair().map_err(host)?;
         let (debug, debug_host) = CharPort::pair().map_err(host)?;
-        let Identity { id, name, tpm, library } = identity;
+        let Identity { id, name, tpm, library, without_saving } = identity;
         let (tpm_process, tpm) = match config.tpm.then(|| TpmProcess::start(tpm.as_deref())).transpose() {
             Ok(started) => started.unzip(),
             Err(source) => {
@@ -244,6 +252,8 @@ impl Session {
             typing: Mutex::default(),
             library,
             saving: Mutex::default(),
+            without_saving,
+            alarm: Alarm::new().map_err(host)?,
         };
         Ok((Arc::new(session), Streams { serial: serial_host, console: console_host, debug: debug_host }))
     }
@@ -316,6 +326,7 @@ impl server::Host for Session {
             frames: self.screen.frames(),
             tablet: self.pointer.is_claimed(),
             window: self.raise.get().is_some(),
+            without_saving: self.without_saving,
             drives: news.drives.clone(),
             problem: news.problem.clone(),
         }
@@ -333,6 +344,11 @@ impl server::Host for Session {
                     return Err("a medium's path must be absolute".into());
                 }
                 self.send(VmCommand::ChangeMedium { drive, path })
+            }
+            Request::SetTimeline { timeline } => {
+                self.set_timeline(timeline)?;
+                self.alarm.ring();
+                Ok(())
             }
             Request::Raise => match self.raise.get() {
                 Some(raise) => {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use vmm_core::checkpoint::Checkpoint;
+use vmm_core::config::VmConfig;
 use vmm_core::vm::{BuildError, VmCommand};
 
 use super::hub::{Hub, Line};
@@ -12,7 +13,7 @@ use super::log::Log;
 use super::signals::Signals;
 use super::{Identity, Session, Start, Streams, launch::Announcement};
 use crate::control::server::Server;
-use crate::library::{self, Library, LibraryError, Machine};
+use crate::library::{self, Library, LibraryError, Machine, Unsaved};
 
 /// Why a machine did not run, or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -65,16 +66,24 @@ impl RunError {
     }
 }
 
-/// Runs `machine` with its window, or without one when `headless`, until it has stopped; with `handover`, it goes on from
-/// there. `announce` is called when it runs
-/// and its socket answers.
+/// How a machine is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Manner {
+    /// Without a window: it needs no display.
+    pub headless: bool,
+    /// What its guest changes is gone when it ends.
+    pub without_saving: bool,
+}
+
+/// Runs `machine` until it has stopped; with `handover`, it goes on from there. `announce` is called when it runs and its
+/// socket answers.
 ///
 /// # Errors
 /// It runs already, cannot be built, or was stopped by a problem.
 pub fn run(
     library: &Library,
     mut machine: Machine,
-    headless: bool,
+    manner: Manner,
     handover: Option<Handover>,
     announce: impl FnOnce(&Announcement),
 ) -> Result<(), RunError> {
@@ -85,19 +94,70 @@ pub fn run(
     let _ = checkpoints.store().collect();
     // It starts all the same: whatever is left undone is done the next time.
     let _ = library::recover(&mut machine);
+    let _ = machine.discard_unsaved();
+    let unsaved = manner.without_saving.then(|| machine.unsaved()).transpose()?;
     let suspended = match (handover, machine.goes_on_from()?) {
         (Some(Handover { state, layers }), _) => {
             let checkpoint = Checkpoint::take_over(&state, layers);
             Some((checkpoint.map_err(RunError::host("read the machine that was handed over"))?, None))
         }
-        (None, Some(id)) => Some((checkpoints.load(&id, &machine)?, Some(id))),
+        // What is not saved is not what it was suspended in any more: that stays.
+        (None, Some(id)) => Some((checkpoints.load(&id, &machine)?, Some(id).filter(|_| unsaved.is_none()))),
         (None, None) => None,
     };
     let signals = Signals::take().map_err(RunError::host("take this process's signals"))?;
-    if headless {
-        without_window(library, &machine, suspended, &signals, announce)
+    let kept = Kept { library, machine: &machine, unsaved: unsaved.as_ref() };
+    if manner.headless {
+        without_window(&kept, suspended, &signals, announce)
     } else {
-        with_window(library, &machine, suspended, &signals, announce)
+        with_window(&kept, suspended, &signals, announce)
+    }
+}
+
+/// A machine, and what becomes of it.
+struct Kept<'a> {
+    library: &'a Library,
+    machine: &'a Machine,
+    /// Where what is not saved goes.
+    unsaved: Option<&'a Unsaved>,
+}
+
+impl Kept<'_> {
+    fn identity(&self) -> Identity {
+        Identity {
+            id: self.machine.id.clone(),
+            name: self.machine.name.clone(),
+            tpm: Some(self.unsaved.map_or_else(|| self.machine.tpm(), |unsaved| unsaved.tpm.clone())),
+            library: self.unsaved.is_none().then(|| self.library.clone()),
+            without_saving: self.unsaved.is_some(),
+        }
+    }
+
+    /// The machine as the monitor takes it.
+    fn config(&self) -> VmConfig {
+        self.unsaved.map_or_else(|| self.machine.resolved(), |unsaved| unsaved.config.clone())
+    }
+
+    /// Writes down which media are in the drives of a machine that has stopped: an installer that ejected its CD is not
+    /// started again.
+    fn keep_media(&self, session: &Session) {
+        if self.unsaved.is_some() {
+            return;
+        }
+        let drives = session.news.lock().drives.clone();
+        let kept = self.library.load(&session.id).and_then(|mut machine| {
+            let before = machine.resolved().cdroms;
+            for ((slot, old), now) in machine.config.cdroms.iter_mut().zip(before).zip(drives) {
+                // A path that leads to the same file stays as its owner wrote it.
+                if old.path != now {
+                    slot.path = now;
+                }
+            }
+            self.library.save(&machine)
+        });
+        if let Err(error) = kept {
+            session.note(&format!("Which media are in the drives could not be kept: {error}"));
+        }
     }
 }
 
@@ -111,25 +171,6 @@ pub struct Handover {
     pub state: std::fs::File,
     /// Its RAM.
     pub layers: Vec<std::fs::File>,
-}
-
-/// Writes down which media are in the drives of a machine that has stopped: an installer that ejected its CD is not
-/// started again.
-fn keep_media(library: &Library, session: &Session) {
-    let drives = session.news.lock().drives.clone();
-    let kept = library.load(&session.id).and_then(|mut machine| {
-        let before = machine.resolved().cdroms;
-        for ((slot, old), now) in machine.config.cdroms.iter_mut().zip(before).zip(drives) {
-            // A path that leads to the same file stays as its owner wrote it.
-            if old.path != now {
-                slot.path = now;
-            }
-        }
-        library.save(&machine)
-    });
-    if let Err(error) = kept {
-        session.note(&format!("Which media are in the drives could not be kept: {error}"));
-    }
 }
 
 /// What serves a machine while it runs; dropped when it has stopped.
@@ -165,17 +206,9 @@ fn serve(
         None => Ok(()),
     };
     went_on.map_err(|why| RunError::GoOn { name: machine.name.clone(), why })?;
+    super::timeline::start(&session).map_err(RunError::host("start the thread of the machine's timeline"))?;
     announce(&Announcement::Started { id: machine.id.clone(), name: machine.name.clone(), pid: std::process::id() });
     Ok(Service { session, _server: server })
-}
-
-fn identity(library: &Library, machine: &Machine) -> Identity {
-    Identity {
-        id: machine.id.clone(),
-        name: machine.name.clone(),
-        tpm: Some(machine.tpm()),
-        library: Some(library.clone()),
-    }
 }
 
 fn build_error(machine: &Machine) -> impl FnOnce(BuildError) -> RunError {
@@ -184,15 +217,15 @@ fn build_error(machine: &Machine) -> impl FnOnce(BuildError) -> RunError {
 }
 
 fn without_window(
-    library: &Library,
-    machine: &Machine,
+    kept: &Kept<'_>,
     suspended: Option<Suspended>,
     signals: &Signals,
     announce: impl FnOnce(&Announcement),
 ) -> Result<(), RunError> {
+    let machine = kept.machine;
     let log = Log::start(machine.logs().join("orangery.log")).ok();
     let (checkpoint, resumed) = suspended.unzip();
-    let start = Start { identity: identity(library, machine), config: &machine.resolved(), checkpoint, log };
+    let start = Start { identity: kept.identity(), config: &kept.config(), checkpoint, log };
     let (session, streams) = Session::start(start, || (), |_| ()).map_err(build_error(machine))?;
     let service = match serve(machine, resumed, session.clone(), streams, announce) {
         Ok(service) => service,
@@ -202,7 +235,7 @@ fn without_window(
         }
     };
     wait(&service.session, signals).map_err(RunError::host("wait for the machine"))?;
-    keep_media(library, &service.session);
+    kept.keep_media(&service.session);
     finish(&service.session)
 }
 
@@ -262,30 +295,28 @@ pub(super) fn finish(session: &Session) -> Result<(), RunError> {
 }
 
 #[cfg(not(feature = "gui"))]
-fn with_window(
-    _: &Library,
-    _: &Machine,
-    _: Option<Suspended>,
-    _: &Signals,
-    _: impl FnOnce(&Announcement),
-) -> Result<(), RunError> {
+fn with_window(_: &Kept<'_>, _: Option<Suspended>, _: &Signals, _: impl FnOnce(&Announcement)) -> Result<(), RunError> {
     Err(RunError::Window(anyhow::anyhow!("this Orangery was built without windows; use --headless")))
 }
 
 #[cfg(feature = "gui")]
 fn with_window(
-    library: &Library,
-    machine: &Machine,
+    kept: &Kept<'_>,
     suspended: Option<Suspended>,
     signals: &Signals,
     announce: impl FnOnce(&Announcement),
 ) -> Result<(), RunError> {
     use super::window;
+    let machine = kept.machine;
     let log = Log::start(machine.logs().join("orangery.log")).ok();
-    let config = machine.resolved();
+    let config = kept.config();
     let (checkpoint, resumed) = suspended.unzip();
-    let start = Start { identity: identity(library, machine), config: &config, checkpoint, log };
-    let mut options = window::options(&machine.name, &config);
+    let start = Start { identity: kept.identity(), config: &config, checkpoint, log };
+    let title = match kept.unsaved {
+        Some(_) => format!("{} (without saving)", machine.name),
+        None => machine.name.clone(),
+    };
+    let mut options = window::options(&title, &config);
     options.can_keep_running = true;
     let mut service = None;
     let shown = window::show(
@@ -303,14 +334,14 @@ fn with_window(
         service.session.note(&format!("{error}. The machine is asked to shut down."));
         let _ = service.session.send(VmCommand::ShutDown);
         wait(&service.session, signals).map_err(RunError::host("wait for the machine"))?;
-        keep_media(library, &service.session);
+        kept.keep_media(&service.session);
         finish(&service.session)?;
         return Err(error);
     }
     if !service.session.has_stopped() {
         end(&service.session);
     }
-    keep_media(library, &service.session);
+    kept.keep_media(&service.session);
     finish(&service.session)
 }
 

@@ -1,13 +1,14 @@
 //! Saving a machine that runs, and going on with one that was saved.
 
 use std::sync::{MutexGuard, TryLockError};
+use std::time::Duration;
 
 use vmm_core::base::explain;
 use vmm_core::vm::{Captured, DiskSwitch, Lifecycle, VmCommand};
 
 use super::Session;
 use crate::library::checkpoints::{ABOUT, About, Kind, SCREEN};
-use crate::library::{Checkpoints, LibraryError, Machine, Timestamp, files};
+use crate::library::{Checkpoints, LibraryError, Machine, Timeline, Timestamp, files};
 
 /// The width of the picture that is kept with a checkpoint, pixels.
 const PICTURE_WIDTH: u32 = 320;
@@ -21,7 +22,11 @@ type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> bool;
 impl Session {
     /// The machine as the library has it, and the right to change what is saved of it.
     fn kept(&self) -> Result<(Machine, MutexGuard<'_, ()>), String> {
-        let library = self.library.as_ref().ok_or("this machine is not kept: there is nowhere to save it")?;
+        let why = match self.without_saving {
+            true => "it runs without saving: what happens in it is gone when it ends",
+            false => "this machine is not kept: there is nowhere to save it",
+        };
+        let library = self.library.as_ref().ok_or(why)?;
         let guard = match self.saving.try_lock() {
             Ok(guard) => guard,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -40,14 +45,7 @@ impl Session {
         let (machine, _guard) = self.kept()?;
         let ran = self.vm.state() == Lifecycle::Running;
         let saved = (|| {
-            let about = About {
-                kind: Kind::Suspended,
-                created: Timestamp::now(),
-                name: String::new(),
-                note: String::new(),
-                parent: machine.present.clone(),
-                machine: machine.text().map_err(said)?,
-            };
+            let about = machine.about_now(Kind::Suspended).map_err(said)?;
             let id = Checkpoints::new_id().map_err(said)?;
             let last = machine.present.as_deref();
             let captured = self.vm.capture(machine.checkpoints().store(), &id, last, false, Vec::new());
@@ -89,7 +87,18 @@ impl Session {
     /// Why not, a sentence. The machine runs on in any case.
     pub(super) fn take_snapshot(&self, name: &str, note: &str, progress: Progress<'_>) -> Result<(), String> {
         let (machine, _guard) = self.kept()?;
-        let about = machine.about_now(name, note).map_err(said)?;
+        let about = machine.about_snapshot(name, note).map_err(said)?;
+        let stopped = self.take(machine, &about, progress)?;
+        self.note(&format!(
+            "Took the snapshot {:?}; the guest was stopped for {} ms.",
+            about.name,
+            stopped.as_millis()
+        ));
+        Ok(())
+    }
+
+    /// Takes a point while the guest runs, and says how long it was stopped.
+    fn take(&self, machine: Machine, about: &About, progress: Progress<'_>) -> Result<Duration, String> {
         let id = Checkpoints::new_id().map_err(said)?;
         // Most of what the guest has written is on the disk before it is stopped.
         for disk in machine.config.disks.iter().filter(|disk| !disk.readonly) {
@@ -111,15 +120,48 @@ impl Session {
         let captured = self.vm.capture(machine.checkpoints().store(), &id, last, true, switches);
         let captured = captured.map_err(|error| undo(said(error)))?;
         let stopped = captured.stopped();
-        self.describe(captured, &about)?.write(progress).map_err(said)?;
+        self.describe(captured, about)?.write(progress).map_err(said)?;
         changed.present = Some(id);
         changed.write().map_err(said)?;
-        self.note(&format!(
-            "Took the snapshot {:?}; the guest was stopped for {} ms.",
-            about.name,
-            stopped.as_millis()
-        ));
-        Ok(())
+        Ok(stopped)
+    }
+
+    /// Sets how the machine's timeline is kept from now on, or that it has none.
+    ///
+    /// # Errors
+    /// Why not, a sentence.
+    pub(super) fn set_timeline(&self, timeline: Option<Timeline>) -> Result<(), String> {
+        timeline.map_or(Ok(()), |timeline| timeline.validate())?;
+        let (mut machine, _guard) = self.kept()?;
+        machine.timeline = timeline;
+        machine.write().map_err(said)
+    }
+
+    /// Takes the next point of the timeline if it is due, and removes those that are too many. Says in how many seconds to look
+    /// again; nothing where the machine has no timeline.
+    ///
+    /// # Errors
+    /// Why not, a sentence.
+    pub(super) fn go_on_with_timeline(&self) -> Result<Option<u64>, String> {
+        let (mut machine, _guard) = self.kept()?;
+        let Some(plan) = machine.timeline else { return Ok(None) };
+        let now = Timestamp::now();
+        let points = machine.timeline_points().map_err(said)?;
+        // The first one at once: whoever begins a timeline has a point to go back to.
+        let due = points.last().map_or(0, |point| plan.due(point.created.max(self.since), now));
+        match due {
+            0 if self.vm.state() == Lifecycle::Running => {}
+            0 => return Ok(Some(1)),
+            due => return Ok(Some(due)),
+        }
+        let about = machine.about_now(Kind::Timeline).map_err(said)?;
+        let stopped = self.take(machine.clone(), &about, &mut |_, _| !self.has_stopped())?;
+        self.note(&format!("A checkpoint for the timeline; the guest was stopped for {} ms.", stopped.as_millis()));
+        let library = self.library.as_ref().ok_or("this machine is not kept")?;
+        machine = library.load(&self.id).map_err(said)?;
+        let go_on = |disks: Vec<DiskSwitch>| self.vm.switch_disks(disks).map_err(LibraryError::Machine);
+        machine.thin_timeline(plan, Some(&go_on), &mut |_, _| !self.has_stopped()).map_err(said)?;
+        Ok(Some(plan.due(now, Timestamp::now())))
     }
 
     /// Deletes a snapshot while the guest runs.
@@ -141,13 +183,6 @@ impl Session {
     pub(super) fn fork(&self, name: &str) -> Result<(), String> {
         let (machine, _guard) = self.kept()?;
         let library = self.library.as_ref().ok_or("this machine is not kept")?;
-        if !machine.config.nets.is_empty() {
-            return Err(
-                "it has a network card, whose address would be there twice: shut it down, take the card out and \
-                        fork it then"
-                    .into(),
-            );
-        }
         let id = Checkpoints::new_id().map_err(said)?;
         let overlays = machine.make_overlays(&id).map_err(said)?;
         let changed = machine.with_overlays(&overlays);

@@ -96,7 +96,8 @@ fn started(throwaway: &Throwaway) -> Announcement {
 }
 
 fn beginning(throwaway: &Throwaway) -> Start<'_> {
-    let identity = Identity { id: String::new(), name: throwaway.title.clone(), tpm: None, library: None };
+    let name = throwaway.title.clone();
+    let identity = Identity { id: String::new(), name, tpm: None, library: None, without_saving: false };
     Start { identity, config: &throwaway.config, checkpoint: None, log: None }
 }
 

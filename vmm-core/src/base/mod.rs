@@ -2,6 +2,7 @@
 
 mod explain;
 mod memory;
+mod sparse;
 mod state;
 mod worker;
 
@@ -10,6 +11,7 @@ pub use memory::{
     Fate, GuestMemory, HIGH_RAM_START, LOW_RAM_MAX, Layer, MemoryError, OldPages, PageRun, PageTable, Progress,
     RamCopy, RamRegion,
 };
+pub use sparse::{copy_sparse, data_at};
 pub use state::{Bytes, Component, SavedState, Section, StateError};
 pub use vm_memory::{ByteValued, GuestAddress, VolatileSlice};
 pub use worker::{Executor, InlineExecutor, Task, TaskId, WorkerThread};

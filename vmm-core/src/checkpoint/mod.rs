@@ -20,7 +20,7 @@ use std::io;
 use std::path::PathBuf;
 
 pub use manifest::Manifest;
-pub use store::{Draft, Store};
+pub use store::{Draft, Sharing, Store};
 
 use crate::base::{PageTable, RamCopy, Section, StateError};
 use crate::config::VmConfig;

@@ -1,15 +1,15 @@
 //! A machine's folder of checkpoints. Whoever writes to it holds the machine.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::manifest::{FORMAT, Format, Manifest, MemoryTable, SectionEntry};
 use super::{Checkpoint, CheckpointError, Moment};
-use crate::base::{Fate, Layer, OldPages, PageRun, PageTable, Progress, Section};
+use crate::base::{Fate, Layer, OldPages, PageRun, PageTable, Progress, Section, copy_sparse};
 use crate::config::VmConfig;
 
 const MANIFEST: &str = "manifest.json";
@@ -24,6 +24,8 @@ const RECORD: usize = 16;
 const MAX_MANIFEST: u64 = 16 << 20;
 const MAX_STATE: u64 = 4 << 30;
 const PAGE: u64 = 4096;
+/// What is copied at once, bytes.
+const BLOCK: usize = 1 << 20;
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -41,6 +43,15 @@ fn host(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Checkpoi
 
 fn sync_folder(folder: &Path) -> Result<(), CheckpointError> {
     File::open(folder).and_then(|file| file.sync_all()).map_err(host("write to", folder))
+}
+
+/// How a copied checkpoint has its pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// The same files, which never change, under another name (hard links).
+    Linked,
+    /// Files of its own.
+    Copied,
 }
 
 /// Names of checkpoints are names of files, made by the program: nothing else is looked at.
@@ -71,6 +82,13 @@ impl Store {
             Err(error) => Err(host("read", &self.folder)(error)),
             Ok(entries) => Ok(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()),
         }
+    }
+
+    /// What all of it takes on the host, bytes.
+    pub fn size(&self) -> Result<u64, CheckpointError> {
+        let folders = self.folders()?;
+        let files = folders.iter().filter_map(|name| fs::read_dir(self.path(name)).ok()).flatten().flatten();
+        Ok(files.filter_map(|file| file.metadata().ok()).map(|meta| meta.blocks() * 512).sum())
     }
 
     /// Whether there is a checkpoint of this name.
@@ -134,8 +152,8 @@ impl Store {
         Ok(Checkpoint { config: manifest.config, sections, size: manifest.memory.size, pages })
     }
 
-    /// Where a checkpoint's pages are.
-    fn pages(&self, id: &str, memory: &MemoryTable) -> Result<PageTable, CheckpointError> {
+    /// Where a checkpoint's pages are: each run with the number of its layer.
+    fn runs(&self, id: &str, memory: &MemoryTable) -> Result<Vec<(PageRun, usize)>, CheckpointError> {
         let damaged = |why: &str| CheckpointError::Damaged { id: id.into(), why: why.into() };
         let total = memory.size / PAGE;
         let limit = total.min(memory.runs).saturating_mul(RECORD as u64);
@@ -143,6 +161,21 @@ impl Store {
         if crc32fast::hash(&records) != memory.checksum || records.len() as u64 != limit {
             return Err(damaged("its table of pages is not what was written"));
         }
+        let run = |record: &[u8]| {
+            let word = |at: usize| u32::from_le_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]]);
+            let first = u64::from(word(0)) | u64::from(word(4)) << 32;
+            let (count, layer) = (u64::from(word(8)), word(12) as usize);
+            let fits = first.checked_add(count).is_some_and(|end| end <= total) && layer < memory.layers.len();
+            fits.then_some((PageRun { first, count }, layer))
+        };
+        let runs = records.chunks_exact(RECORD).map(run).collect::<Option<_>>();
+        runs.ok_or_else(|| damaged("its pages are outside its memory"))
+    }
+
+    /// A checkpoint's pages, opened.
+    fn pages(&self, id: &str, memory: &MemoryTable) -> Result<PageTable, CheckpointError> {
+        let damaged = |why: &str| CheckpointError::Damaged { id: id.into(), why: why.into() };
+        let runs = self.runs(id, memory)?;
         let mut layers = Vec::new();
         for name in &memory.layers {
             if !self.has_layer(name) {
@@ -154,13 +187,9 @@ impl Store {
             layers.push((Layer::named(file, name.clone()), length / PAGE));
         }
         let mut table = PageTable::default();
-        for record in records.chunks_exact(RECORD) {
-            let word = |at: usize| u32::from_le_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]]);
-            let first = u64::from(word(0)) | u64::from(word(4)) << 32;
-            let run = PageRun { first, count: word(8).into() };
-            let (layer, length) = layers.get(word(12) as usize).ok_or_else(|| damaged("its pages are in no layer"))?;
-            let end = first.checked_add(run.count).ok_or_else(|| damaged("its pages are outside its memory"))?;
-            if end > total || end > *length {
+        for (run, layer) in runs {
+            let (layer, length) = layers.get(layer).ok_or_else(|| damaged("its pages are in no layer"))?;
+            if run.first + run.count > *length {
                 return Err(damaged("its pages are outside its memory"));
             }
             table.set(run, layer);
@@ -190,6 +219,38 @@ impl Store {
         Ok(Draft { store: self.clone(), id: id.into(), part, memory, committed: false })
     }
 
+    /// Copies a checkpoint, and all pages that it needs, to another store, with these files in the place of those of the same
+    /// name.
+    pub fn copy(&self, id: &str, to: &Store, how: Sharing, files: &[(&str, &[u8])]) -> Result<(), CheckpointError> {
+        let manifest = self.manifest(id)?;
+        let draft = to.begin(id)?;
+        let from = self.path(id);
+        for entry in fs::read_dir(&from).map_err(host("read", &from))?.flatten() {
+            let name = entry.file_name().into_string().unwrap_or_default();
+            if name != MANIFEST && name != MEMORY && !files.iter().any(|(other, _)| *other == name) {
+                draft.add(&name, &fs::read(entry.path()).map_err(host("read", &entry.path()))?)?;
+            }
+        }
+        for (name, bytes) in files {
+            draft.add(name, bytes)?;
+        }
+        for layer in &manifest.memory.layers {
+            let from = self.path(layer).join(MEMORY);
+            let folder = if layer == id { draft.part.clone() } else { to.path(layer) };
+            DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(host("create", &folder))?;
+            let place = folder.join(MEMORY);
+            // The draft begins with an empty one.
+            let _ = fs::remove_file(&place);
+            match how {
+                Sharing::Linked => fs::hard_link(&from, &place).map_err(host("share", &from))?,
+                Sharing::Copied => copy_sparse(&from, &place).map_err(host("copy", &from))?,
+            }
+            sync_folder(&folder)?;
+        }
+        draft.add(MANIFEST, &fs::read(from.join(MANIFEST)).map_err(host("read", &from))?)?;
+        draft.commit()
+    }
+
     /// Removes a checkpoint. Its pages stay as long as others need them.
     pub fn remove(&self, id: &str) -> Result<(), CheckpointError> {
         if !self.has(id) {
@@ -199,6 +260,93 @@ impl Store {
         fs::remove_file(&manifest).map_err(host("remove", &manifest))?;
         sync_folder(&self.path(id))?;
         self.collect()
+    }
+
+    /// Gives space back that pages take which nobody needs: of the layers whose checkpoints were removed, each of which less
+    /// than half is needed is copied under another name, with what is needed. Interrupted anywhere, every checkpoint is whole.
+    ///
+    /// Whoever has mapped a layer keeps it.
+    pub fn compact(&self, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<(), CheckpointError> {
+        let mut needed: BTreeMap<String, Vec<PageRun>> = BTreeMap::new();
+        let mut manifests = Vec::new();
+        for id in self.list()? {
+            let manifest = match self.manifest(&id) {
+                // Nobody knows what it needs.
+                Err(CheckpointError::Newer { .. } | CheckpointError::Damaged { .. }) => return Ok(()),
+                manifest => manifest?,
+            };
+            for (run, layer) in self.runs(&id, &manifest.memory)? {
+                needed.entry(manifest.memory.layers[layer].clone()).or_default().push(run);
+            }
+            manifests.push((id, manifest));
+        }
+        let removed = needed.into_iter().filter(|(name, _)| !self.has(name));
+        for (name, runs) in removed.collect::<Vec<_>>() {
+            let runs = merged(runs);
+            let path = self.path(&name).join(MEMORY);
+            let bytes = runs.iter().map(|run| run.count * PAGE).sum::<u64>();
+            let used = fs::metadata(&path).map_err(host("read", &path))?.blocks() * 512;
+            if bytes * 2 > used {
+                continue;
+            }
+            let new = self.copy_layer(&name, &runs, &mut |done| progress(done, bytes))?;
+            for (id, manifest) in &mut manifests {
+                if let Some(layer) = manifest.memory.layers.iter_mut().find(|layer| **layer == name) {
+                    layer.clone_from(&new);
+                    self.rewrite(id, manifest)?;
+                }
+            }
+        }
+        self.collect()
+    }
+
+    /// Copies these pages of a layer to a new one, and says what that is called.
+    fn copy_layer(
+        &self,
+        name: &str,
+        runs: &[PageRun],
+        progress: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<String, CheckpointError> {
+        let stem = name.split('-').next().unwrap_or(name);
+        let free = (1..).map(|number| format!("{stem}-{number}")).find(|name| !self.path(name).exists());
+        let new = free.unwrap_or_default();
+        let (from, folder) = (self.path(name).join(MEMORY), self.path(&new));
+        let source = File::open(&from).map_err(host("open", &from))?;
+        DirBuilder::new().mode(0o700).create(&folder).map_err(host("create", &folder))?;
+        let path = folder.join(MEMORY);
+        let target = File::options().write(true).create_new(true).mode(0o600).open(&path);
+        let target = target.map_err(host("create", &path))?;
+        let length = source.metadata().map_err(host("read", &from))?.len();
+        target.set_len(length).map_err(host("write", &path))?;
+        let (mut block, mut done) = (vec![0; BLOCK], 0);
+        for run in runs {
+            let (mut at, end) = (run.first * PAGE, (run.first + run.count) * PAGE);
+            while at < end {
+                let part = &mut block[..(end - at).min(BLOCK as u64) as usize];
+                source.read_exact_at(part, at).map_err(host("read", &from))?;
+                target.write_all_at(part, at).map_err(host("write", &path))?;
+                at += part.len() as u64;
+                done += part.len() as u64;
+                if !progress(done) {
+                    // The next collection removes what is there of it.
+                    return Err(CheckpointError::Cancelled);
+                }
+            }
+        }
+        target.sync_data().map_err(host("write", &path))?;
+        sync_folder(&folder)?;
+        sync_folder(&self.folder)?;
+        Ok(new)
+    }
+
+    /// Replaces what a checkpoint says of itself.
+    fn rewrite(&self, id: &str, manifest: &Manifest) -> Result<(), CheckpointError> {
+        let (path, new) = (self.path(id).join(MANIFEST), self.path(id).join(format!("{MANIFEST}{PART}")));
+        let text = serde_json::to_vec_pretty(manifest).map_err(io::Error::other).map_err(host("write", &path))?;
+        let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new);
+        let written = file.and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_data()));
+        written.and_then(|()| fs::rename(&new, &path)).map_err(host("write", &path))?;
+        sync_folder(&self.path(id))
     }
 
     /// Removes what no checkpoint needs: what was removed, and what was not finished.
@@ -229,6 +377,20 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Runs, sorted, each page once.
+fn merged(mut runs: Vec<PageRun>) -> Vec<PageRun> {
+    runs.sort_by_key(|run| run.first);
+    let mut merged: Vec<PageRun> = Vec::with_capacity(runs.len());
+    for run in runs {
+        let end = run.first + run.count;
+        match merged.last_mut() {
+            Some(last) if run.first <= last.first + last.count => last.count = last.count.max(end - last.first),
+            _ => merged.push(run),
+        }
+    }
+    merged
 }
 
 /// A checkpoint that is being written. Dropped before [`Draft::write`] is done, nothing is left of it.
@@ -295,7 +457,7 @@ impl Draft {
 
     /// Writes what is left, makes all durable and gives it its name.
     fn finish(
-        mut self,
+        self,
         sections: &[Section],
         size: u64,
         table: &PageTable,
@@ -312,6 +474,11 @@ impl Draft {
         };
         let text = serde_json::to_vec_pretty(&manifest).map_err(io::Error::other);
         self.add(MANIFEST, &text.map_err(host("write", &self.part.join(MANIFEST)))?)?;
+        self.commit()
+    }
+
+    /// Makes all durable and gives it its name.
+    fn commit(mut self) -> Result<(), CheckpointError> {
         sync_folder(&self.part)?;
         let place = self.store.path(&self.id);
         fs::rename(&self.part, &place).map_err(host("rename", &self.part))?;

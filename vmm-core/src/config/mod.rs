@@ -198,9 +198,10 @@ pub struct CdromConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
-    /// The name of an existing host tap interface.
-    pub tap: String,
-    /// The card's MAC address; derived from the tap's name when absent.
+    /// The name of an existing host tap interface. Absent: the card is not plugged in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tap: Option<String>,
+    /// The card's MAC address; derived from the tap's name when absent, and made up for one that is not plugged in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<Mac>,
 }
@@ -386,11 +387,12 @@ impl VmConfig {
             );
         }
         for (i, net) in self.nets.iter().enumerate() {
-            let fits = (1..=15).contains(&net.tap.len()) && !net.tap.contains(['/', ' ', '\0']);
+            let Some(tap) = &net.tap else { continue };
+            let fits = (1..=15).contains(&tap.len()) && !tap.contains(['/', ' ', '\0']);
             check(
                 fits,
                 &format_args!("nets[{i}].tap"),
-                format!("{:?} is no name of a network interface (1 to 15 characters, no slash or space)", net.tap),
+                format!("{tap:?} is no name of a network interface (1 to 15 characters, no slash or space)"),
             );
         }
         let (w, h) = (self.display.width, self.display.height);

@@ -19,7 +19,7 @@ fn every_wrong_field_is_named_at_once() {
     config.cpus = 0;
     config.memory_mib = 1;
     config.display.width = 1;
-    config.nets.push(NetConfig { tap: "a/b".into(), mac: None });
+    config.nets.push(NetConfig { tap: Some("a/b".into()), mac: None });
     assert_eq!(fields(&config), ["cpus", "memory_mib", "nets[0].tap", "display.width"]);
 }
 

@@ -187,7 +187,8 @@ impl Net {
     /// Brings the configuration registers up to date: struct virtio_net_config (§5.1.4).
     fn show(&self) {
         let mut bytes = self.mac.to_vec();
-        bytes.extend((LINK_UP | if self.announce { ANNOUNCE } else { 0 }).to_le_bytes());
+        let status = [(self.port.is_plugged(), LINK_UP), (self.announce, ANNOUNCE)];
+        bytes.extend(status.iter().filter(|(is, _)| *is).fold(0, |all, (_, bit)| all | bit).to_le_bytes());
         // One pair of queues.
         bytes.extend(1u16.to_le_bytes());
         bytes.extend(self.port.mtu().unwrap_or(0).to_le_bytes());
@@ -434,7 +435,8 @@ impl Device for Net {
         if let Err(error) = self.port.accept(offloads) {
             self.complain("prepare for", &error, io);
         }
-        if self.announce && has(feature::GUEST_ANNOUNCE) {
+        // A guest that went on learns that it is somewhere else now, or nowhere.
+        if self.announce && (has(feature::GUEST_ANNOUNCE) || !self.port.is_plugged()) {
             self.show();
             io.config_changed();
         }

@@ -14,7 +14,7 @@ use super::{BuildError, Ports};
 use crate::backend::disk::{Disk, Medium, OpenOptions, Switch, SwitchDisk};
 use crate::backend::display::Mode;
 use crate::backend::monitor::Monitor;
-use crate::backend::net::Tap;
+use crate::backend::net::{NetPort, Tap, Unplugged};
 use crate::backend::tpm::TpmBackend;
 use crate::base::{Component, Executor, GuestMemory, StateError, WorkerThread};
 use crate::boot::linux::Entry;
@@ -197,13 +197,17 @@ impl Machine {
         }
 
         for (index, net) in (0u8..).zip(&config.nets) {
-            let tap = Tap::open(&net.tap).map_err(|source| BuildError::Host {
-                what: format!("could not connect network card {index}"),
-                source: source.into(),
-            })?;
-            let mac = net.mac.map_or_else(|| virtio_net::derived_mac(&net.tap), |mac| mac.0);
-            let card = host("could not create a network card", Net::new(Box::new(tap), mac))?;
-            maker.virtio(slot::NETS + index, &format!("net{index}"), card)?;
+            let name = format!("net{index}");
+            let mac = net.mac.map_or_else(|| virtio_net::derived_mac(net.tap.as_deref().unwrap_or(&name)), |mac| mac.0);
+            let port: Box<dyn NetPort> = match &net.tap {
+                None => Box::new(host("could not create a network card", Unplugged::new())?),
+                Some(tap) => Box::new(Tap::open(tap).map_err(|source| BuildError::Host {
+                    what: format!("could not connect network card {index}"),
+                    source: source.into(),
+                })?),
+            };
+            let card = host("could not create a network card", Net::new(port, mac))?;
+            maker.virtio(slot::NETS + index, &name, card)?;
         }
 
         let drives = if sata.is_empty() { None } else { Some(maker.sata(sata)?) };

@@ -174,10 +174,13 @@ pub fn nets(ui: &mut Ui, nets: &mut Vec<NetConfig>, errors: &[ConfigError]) {
     let mut gone = None;
     for (i, net) in nets.iter_mut().enumerate() {
         let error = error_of(errors, &format!("nets[{i}]"));
-        let note = Note::hint("The name of a tap interface that exists on this host").or_error(error);
+        let note =
+            Note::hint("The name of a tap interface that exists on this host; empty: not plugged in").or_error(error);
         ui.field_row("Network", note, |ui, label| {
             let name = format!("Tap interface of network card {}", i + 1);
-            text_field(ui, label, &name, &mut net.tap, "tap0", size::CONTROL + size::GAP);
+            let mut tap = net.tap.take().unwrap_or_default();
+            text_field(ui, label, &name, &mut tap, "Not plugged in", size::CONTROL + size::GAP);
+            net.tap = (!tap.is_empty()).then_some(tap);
             if ui.icon_button(icon::TRASH, &format!("Remove network card {}", i + 1)).clicked() {
                 gone = Some(i);
             }
@@ -191,7 +194,7 @@ pub fn nets(ui: &mut Ui, nets: &mut Vec<NetConfig>, errors: &[ConfigError]) {
     ui.field_row(label, note.or_error(error_of(errors, "nets").filter(|_| nets.is_empty())), |ui, _| {
         let full = (nets.len() >= vmm_core::config::MAX_NETS).then_some("It has as many cards as a machine can have");
         if ui.tool_button(Tone::Info, icon::ADD, "Add a network card", full).clicked() {
-            nets.push(NetConfig { tap: String::new(), mac: None });
+            nets.push(NetConfig { tap: None, mac: None });
         }
     });
 }

@@ -205,7 +205,10 @@ fn facts(ui: &mut Ui, machine: &Machine, config: &VmConfig) {
         ui.fact("Network", "None");
     }
     for net in &config.nets {
-        ui.fact("Network", &format!("Bridged to {}", net.tap));
+        ui.fact(
+            "Network",
+            &net.tap.as_ref().map_or_else(|| "Not plugged in".into(), |tap| format!("Bridged to {tap}")),
+        );
     }
     if config.tpm {
         ui.fact("TPM", "2.0");

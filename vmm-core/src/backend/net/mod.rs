@@ -5,6 +5,7 @@
 #[allow(clippy::expect_used)]
 mod fake;
 mod tap;
+mod unplugged;
 
 use std::io;
 use std::os::fd::RawFd;
@@ -12,6 +13,7 @@ use std::os::fd::RawFd;
 #[cfg(any(test, feature = "testkit"))]
 pub use fake::{FakeNet, Wire};
 pub use tap::{Tap, TapError};
+pub use unplugged::Unplugged;
 
 use crate::base::VolatileSlice;
 
@@ -43,6 +45,11 @@ pub trait NetPort: Send {
 
     /// The largest payload of a frame, bytes, if the network has one of its own.
     fn mtu(&self) -> Option<u16>;
+
+    /// Whether there is a network at all.
+    fn is_plugged(&self) -> bool {
+        true
+    }
 
     /// Receives a frame behind its header into `buffer` ([`MAX_FRAME`] bytes), and says how long both are; `None`:
     /// there is none now.

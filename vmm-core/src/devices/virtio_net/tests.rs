@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::backend::net::{FakeNet, Wire};
+use crate::backend::net::{FakeNet, Unplugged, Wire};
 use crate::testkit::{Guest, Segments};
 
 const OWN: Mac = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
@@ -275,6 +275,22 @@ fn a_guest_that_was_restored_announces_itself() {
     guest.read_device_config(0, &mut config);
     assert_eq!(config[6], 1, "announced");
     assert_eq!(wire.accepted(), Offloads { checksum: true, tso4: true, tso6: true, uso: true });
+}
+
+#[test]
+fn a_guest_that_goes_on_without_a_network_sees_its_link_go_down_and_can_send_in_vain() {
+    let (mut guest, _) = started();
+    let unplugged = Net::new(Box::new(Unplugged::new().unwrap()), [2, 9, 9, 9, 9, 9]).unwrap();
+    guest.move_to(unplugged, None);
+    let mut config = [0; 12];
+    guest.read_device_config(0, &mut config);
+    assert_eq!((&config[..6], config[6] & LINK_UP as u8), (&OWN[..], 0));
+    assert!(guest.msi.take().iter().any(|m| m.data == 0), "a configuration interrupt");
+    for _ in 0..3 {
+        assert_eq!(guest.request(TRANSMIT, &[&frame([1; 6], 50)], &[]), Some(vec![]));
+    }
+    offer(&mut guest, 2000);
+    assert!(received(&mut guest).is_none() && guest.problems().is_empty());
 }
 
 #[test]

@@ -7,12 +7,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::convert::{is_zero, seek};
+use super::convert::is_zero;
 use super::{CHUNK, Job, ToolError};
 use crate::backend::disk::image::{Image, OpenOptions};
 use crate::backend::disk::open::{Format, detect};
 use crate::backend::disk::qcow2::{Extent, Qcow2Disk, perform};
 use crate::backend::disk::{Buffers, Disk, Request, Scratch};
+use crate::base::data_at;
 
 /// The unit in which a raw image is looked at, bytes.
 const BLOCK: u64 = 64 << 10;
@@ -40,7 +41,7 @@ fn compact_raw(path: &Path, job: &mut Job<'_>) -> Result<(), ToolError> {
     let (mut offset, mut bytes) = (0, vec![0; BLOCK as usize]);
     while offset < image.length {
         job.at(offset, image.length)?;
-        let (data, len) = seek(&file, offset, image.length - offset);
+        let (data, len) = data_at(&file, offset, image.length - offset);
         if !data {
             offset += len;
             continue;

@@ -12,6 +12,7 @@ use crate::backend::disk::open::{Format, Identity, identify};
 use crate::backend::disk::qcow2::{Copier, CreateOptions, Extent, Qcow2Disk, Roots, create, perform, sync_folder};
 use crate::backend::disk::raw::RawDisk;
 use crate::backend::disk::{Buffers, Disk, Request, SECTOR, Scratch};
+use crate::base::data_at;
 
 /// What the copy is to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +78,7 @@ impl Source {
                 let (extent, len) = disk.extent_of_all(offset).map_err(|source| failed("read", path, source))?;
                 (extent == Extent::Data, len)
             }
-            Source::Raw(_, file) => seek(file, offset, left),
+            Source::Raw(_, file) => data_at(file, offset, left),
         })
     }
 }
@@ -88,25 +89,6 @@ fn foreign(path: &Path, source: crate::backend::disk::foreign::ForeignError) -> 
 
 fn failed(action: &'static str, path: &Path, source: crate::backend::disk::DiskError) -> ToolError {
     ToolError::Disk { action, path: path.into(), source }
-}
-
-/// Whether a file has data at an offset, and for how many bytes that is so.
-pub(super) fn seek(file: &File, offset: u64, left: u64) -> (bool, u64) {
-    use std::os::fd::AsRawFd;
-    // SAFETY: the calls only move the position of an open descriptor, which nothing here uses.
-    let next = |whence| unsafe { libc::lseek(file.as_raw_fd(), offset as libc::off_t, whence) };
-    let data = next(libc::SEEK_DATA);
-    if data < 0 {
-        // Nothing follows, or the host can't tell.
-        let no_data = std::io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO);
-        return (!no_data, left);
-    }
-    if data as u64 > offset {
-        return (false, (data as u64 - offset).min(left));
-    }
-    let hole = next(libc::SEEK_HOLE);
-    let len = if hole < 0 { left } else { (hole as u64).saturating_sub(offset).clamp(1, left) };
-    (true, len.next_multiple_of(SECTOR).min(left))
 }
 
 /// Copies `from` to `to`, where nothing may be yet.
