@@ -26,6 +26,7 @@ mod tests;
 mod text;
 mod time;
 mod trap;
+mod tick;
 mod watch;
 
 use machine::Machine;
@@ -58,6 +59,7 @@ extern "C" fn probe_main(start_info: u32) -> ! {
             None => power::reset(),
         },
         Some("watch") => watch::run(&machine),
+        Some("tick") => tick::run(&machine),
         Some("idle") => loop {
             cpu::idle(trap::total());
         },

@@ -3,8 +3,9 @@
 //! A figure is a ratio: both sides are run in turn, several times, and their medians are compared; absolute values are
 //! context, for they change with the computer and with what else it does. Nothing here passes or fails by a time.
 //! Results go to `artifacts/bench.md` and `artifacts/bench.json`. `bench NAME…` measures only those of `start`, `idle`,
-//! `firmware`, `disk`, `qcow2`, `display` and `source`.
+//! `firmware`, `disk`, `qcow2`, `checkpoint`, `display` and `source`.
 
+mod checkpoint;
 mod disk;
 mod display;
 mod figures;
@@ -45,6 +46,7 @@ const MEASUREMENTS: &[(&str, Measurement)] = &[
     ("idle", idle::measure),
     ("disk", disk::measure),
     ("qcow2", qcow2::measure),
+    ("checkpoint", checkpoint::measure),
     ("display", display::measure),
 ];
 
