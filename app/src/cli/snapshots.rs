@@ -5,17 +5,18 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use super::CliError;
-use super::args::{SnapshotAct, Which};
+use super::args::SnapshotAct;
 use super::output::{ShownSnapshot, table};
-use super::verbs::{Out, connect, library, told, work};
-use crate::control::protocol::Request;
-use crate::library::{Machine, size};
+use super::verbs::{Out, library, told};
+use crate::jobs::{Present, verbs};
+use crate::library::size;
 
 /// Does what the command line says of snapshots.
 pub fn perform(out: Out, act: &SnapshotAct) -> Result<(), CliError> {
     match act {
         SnapshotAct::Take { which, snapshot, note } => {
-            let machine = take_snapshot(out, which, snapshot, note)?;
+            let mut progress = told(out, &which.name, "saving its memory");
+            let machine = verbs::take_snapshot(&library()?, &which.name, snapshot, note, &mut progress)?;
             out.say(&json!({ "done": "taken" }), &format!("{:?}: took the snapshot {snapshot:?}", machine.name));
         }
         SnapshotAct::List { which } => {
@@ -24,47 +25,27 @@ pub fn perform(out: Out, act: &SnapshotAct) -> Result<(), CliError> {
             out.say(&snapshots, &tree(&snapshots));
         }
         SnapshotAct::Restore { which, snapshot, keep } => {
-            if let Some(name) = keep {
-                take_snapshot(out, which, name, "")?;
-            }
-            let mut machine = library()?.load(&which.name)?;
-            let _lock = machine.lock()?;
-            machine.restore_snapshot(snapshot)?;
+            let present = Present { keep: keep.clone(), power_off: false };
+            let mut progress = told(out, &which.name, "saving its memory");
+            let machine = verbs::restore_snapshot(&library()?, &which.name, snapshot, &present, &mut progress)?;
             let next = match machine.resume {
                 Some(_) => "its next start goes on from there",
                 None => "it is off, as it was then",
             };
             out.say(&json!({ "done": "restored" }), &format!("{:?}: back at {snapshot:?}; {next}", machine.name));
         }
+        SnapshotAct::Edit { which, snapshot, name, note } => {
+            let (name, note) = (name.as_deref(), note.as_deref());
+            let machine = verbs::describe_snapshot(&library()?, &which.name, snapshot, name, note)?;
+            out.say(&json!({ "done": "edited" }), &format!("{:?}: edited the snapshot {snapshot:?}", machine.name));
+        }
         SnapshotAct::Delete { which, snapshot } => {
-            let mut machine = library()?.load(&which.name)?;
-            let doing = "merging what its disks hold";
-            if machine.holder()?.is_some() {
-                let (machine, client) = connect(which)?;
-                work(out, &machine, client, &Request::DeleteSnapshot { name: snapshot.clone() }, doing)?;
-            } else {
-                let _lock = machine.lock()?;
-                let mut progress = told(out, &machine, doing);
-                machine.delete_snapshot_at_rest(snapshot, &mut progress)?;
-            }
+            let mut progress = told(out, &which.name, "merging what its disks hold");
+            let machine = verbs::delete_snapshot(&library()?, &which.name, snapshot, &mut progress)?;
             out.say(&json!({ "done": "deleted" }), &format!("{:?}: deleted the snapshot {snapshot:?}", machine.name));
         }
     }
     Ok(())
-}
-
-/// Takes a snapshot of a machine that runs or does not.
-fn take_snapshot(out: Out, which: &Which, name: &str, note: &str) -> Result<Machine, CliError> {
-    let mut machine = library()?.load(&which.name)?;
-    if machine.holder()?.is_some() {
-        let (_, client) = connect(which)?;
-        let request = Request::TakeSnapshot { name: name.into(), note: note.into() };
-        work(out, &machine, client, &request, "saving its memory")?;
-        return Ok(machine);
-    }
-    let _lock = machine.lock()?;
-    machine.take_snapshot(name, note)?;
-    Ok(machine)
 }
 
 /// Snapshots as a tree, the present where it stands.

@@ -134,6 +134,15 @@ impl Session {
         Ok(())
     }
 
+    /// Gives a snapshot another name and note.
+    ///
+    /// # Errors
+    /// Why not, a sentence.
+    pub(super) fn describe_snapshot(&self, snapshot: &str, name: &str, note: &str) -> Result<(), String> {
+        let (machine, _guard) = self.kept()?;
+        machine.describe_snapshot(snapshot, name, note).map_err(said)
+    }
+
     /// Makes a machine that goes on from this moment as well, with RAM and disks that both share until they write to them.
     ///
     /// # Errors
