@@ -145,6 +145,9 @@ pub fn restore(ui: &mut Ui, view: &mut View<'_>, mut back: Return) {
         false => "It is off then, as it was.",
     };
     ui.muted(&format!("{} goes back to {}. {then}", machine.name, one.taken));
+    if alive || suspended {
+        ui.add_space(size::GAP_SMALL);
+    }
     if alive {
         let text = "It has to be stopped for this, and is powered off. What the guest has not written to its disk is in its \
                     memory only: a snapshot of the present keeps that too.";
