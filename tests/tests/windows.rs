@@ -503,31 +503,51 @@ fn snapshots_of_a_running_machine_are_taken_restored_and_deleted_by_hand() -> Re
     manager.type_text("Running")?;
     manager.keys(&["Return"])?;
     row(&desktop, &manager, "Running")?;
+    console.focus()?;
+    console.host("t")?;
+    console.control("Take a snapshot")?;
+    console.keys(&["ctrl+a"])?;
+    console.type_text("From its window")?;
+    console.screenshot("3-console")?;
+    console.keys(&["Return"])?;
+    row(&desktop, &manager, "From its window")?;
     machine.orangery(&["snapshot", "take", "lab", "By hand", "--note", "from a terminal"])?;
     let by_hand = row(&desktop, &manager, "By hand")?;
+    manager.focus()?;
     manager.press(&by_hand)?;
     manager.control("from a terminal")?;
-    manager.screenshot("3-tree")?;
+    manager.screenshot("4-tree")?;
     let taken = snapshots()?;
     let column = |name: &str| taken.iter().map(|one| one[name].clone()).collect::<Vec<_>>();
-    assert_eq!(column("name"), ["Empty disk", "Running", "By hand"]);
-    assert_eq!(column("running"), [false, true, true]);
-    assert_eq!(column("parent")[1..], column("id")[..2]);
+    assert_eq!(column("name"), ["Empty disk", "Running", "From its window", "By hand"]);
+    assert_eq!(column("running"), [false, true, true, true]);
+    assert_eq!(column("parent")[1..], column("id")[..3]);
+
+    // Another that goes on from this moment, with a window of its own.
+    console.focus()?;
+    console.host("k")?;
+    let fork = Machine { desktop: &desktop, name: "lab 1", font: Font::vga()? };
+    let forked = desktop.window("lab 1 .+ Orangery$")?;
+    forked.control("Running")?;
+    fork.orangery(&["stop", fork.name, "--force"])?;
+    desktop.until("the end of the fork's window", || Ok((!forked.is_open()?).then_some(())))?;
+    manager.control("lab 1, stopped")?;
+    manager.focus()?;
 
     // Back to where it was off. It is stopped for that, and what it was doing is kept first.
     manager.press(&row(&desktop, &manager, "Empty disk")?)?;
     manager.press("Restore…")?;
     manager.control("lab is running")?;
-    manager.screenshot("4-restore")?;
+    manager.screenshot("5-restore")?;
     manager.press("Start it afterwards")?;
     manager.press("Power off and restore")?;
     desktop.until("the console's end", || Ok((!console.is_open()?).then_some(())))?;
     row(&desktop, &manager, "Before Empty disk")?;
     manager.control("You are here, stopped")?;
-    manager.screenshot("5-branched")?;
+    manager.screenshot("6-branched")?;
     assert_eq!(state()?, "stopped");
     let taken = snapshots()?;
-    assert!(taken[0]["present"] == true && taken[3]["name"] == "Before Empty disk", "{taken:?}");
+    assert!(taken[0]["present"] == true && taken[4]["name"] == "Before Empty disk", "{taken:?}");
 
     // Forward again to the moment that was kept: it goes on from there.
     manager.press(&row(&desktop, &manager, "Before Empty disk")?)?;
@@ -548,7 +568,7 @@ fn snapshots_of_a_running_machine_are_taken_restored_and_deleted_by_hand() -> Re
     manager.type_text("Renamed")?;
     manager.press("Save")?;
     row(&desktop, &manager, "Renamed")?;
-    for name in ["Running", "Renamed", "Before Empty disk", "Empty disk"] {
+    for name in ["Running", "From its window", "Renamed", "Before Empty disk", "Empty disk"] {
         manager.press(&row(&desktop, &manager, name)?)?;
         manager.press("Delete…")?;
         manager.control(&format!("Delete “{name}”?"))?;
@@ -564,7 +584,7 @@ fn snapshots_of_a_running_machine_are_taken_restored_and_deleted_by_hand() -> Re
     manager.control("No snapshots yet")?;
     manager.press("Log")?;
     manager.control("jobs.log")?;
-    manager.screenshot("6-log")?;
+    manager.screenshot("7-log")?;
     assert_eq!(state()?, "running");
     Ok(())
 }

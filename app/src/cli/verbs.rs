@@ -321,14 +321,11 @@ fn handed_over(numbers: &[i32]) -> Result<Option<Handover>, CliError> {
 fn fork(out: Out, which: &Which, name: Option<&str>, count: u32) -> Result<(), CliError> {
     let library = library()?;
     let machine = library.load(&which.name)?;
-    let taken = |name: &str| library.load(name).is_ok();
     let mut made = Vec::new();
     for _ in 0..count {
-        let stem = name.unwrap_or(&machine.name);
-        let free = (1..).map(|number| format!("{stem} {number}")).find(|name| !taken(name));
         let fork = match name {
             Some(name) if count == 1 => name.to_string(),
-            _ => free.unwrap_or_default(),
+            _ => library.free_fork_name(name.unwrap_or(&machine.name))?,
         };
         jobs::fork(&library, &machine.id, &fork, &mut told(out, &machine.name, "forking"))?;
         made.push(fork);

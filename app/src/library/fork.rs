@@ -5,9 +5,20 @@ use std::path::Path;
 
 use super::layers::FOLDER;
 use super::machine::paths_mut;
-use super::{Library, LibraryError, Machine, Timestamp, UNFINISHED, files, layers, make_folders, name, random_hex};
+use super::{Entry, Library, LibraryError, Machine, Timestamp, UNFINISHED, files, layers, make_folders, name, random_hex};
 
 impl Library {
+    /// The first of `stem 1`, `stem 2` and so on that no machine is called.
+    ///
+    /// # Errors
+    /// The library can't be read.
+    pub fn free_fork_name(&self, stem: &str) -> Result<String, LibraryError> {
+        let taken: Vec<String> = self.list()?.iter().map(Entry::name).collect();
+        let mut names = (1..=taken.len() + 1).map(|number| format!("{stem} {number}"));
+        // One of more names than there are machines is free.
+        Ok(names.find(|wish| !taken.iter().any(|other| name::same(other, wish))).unwrap_or_default())
+    }
+
     /// Makes a machine called `name` whose disks stand on what those of `source` are now. From now on nobody may write to
     /// these images.
     ///

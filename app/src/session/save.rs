@@ -181,6 +181,19 @@ impl Session {
         Ok(())
     }
 
+    /// The same with the first name that is free, which it returns.
+    ///
+    /// # Errors
+    /// As there.
+    #[cfg(feature = "gui")]
+    pub(super) fn fork_anew(&self) -> Result<String, String> {
+        let library = self.library.as_ref().ok_or("this machine is not kept")?;
+        let machine = library.load(&self.id).map_err(said)?;
+        let name = library.free_fork_name(&machine.name).map_err(said)?;
+        self.fork(&name)?;
+        Ok(name)
+    }
+
     /// Goes on with a machine that was forked off: it makes new random numbers.
     ///
     /// # Errors
