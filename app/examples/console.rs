@@ -165,7 +165,7 @@ fn main() -> anyhow::Result<()> {
                 println!("text {text:?}");
                 Ok(())
             }),
-            suspend: None,
+            save: None,
             events,
             requests,
         })

@@ -4,6 +4,7 @@ pub mod cli;
 #[cfg(feature = "gui")]
 pub mod console;
 pub mod control;
+pub mod jobs;
 pub mod library;
 #[cfg(feature = "gui")]
 pub mod manager;

@@ -446,6 +446,149 @@ fn the_demo_moves_and_shows_what_is_typed() -> Result<()> {
     desktop.until("the window's end", || Ok((!desktop.is_busy()).then_some(())))
 }
 
+/// Waits for the row of a snapshot, by its name; what it is called.
+fn row(desktop: &Desktop, manager: &Window<'_>, name: &str) -> Result<String> {
+    let start = format!("{name}, taken ");
+    desktop.until(&format!("the row of the snapshot '{name}'"), || {
+        Ok(manager.controls()?.into_iter().map(|control| control.name).find(|name| name.starts_with(&start)))
+    })
+}
+
+#[test]
+fn snapshots_of_a_running_machine_are_taken_restored_and_deleted_by_hand() -> Result<()> {
+    let test = "snapshots_of_a_running_machine_are_taken_restored_and_deleted_by_hand";
+    let Some(mut desktop) = desktop(test, "windows-snapshots")? else { return Ok(()) };
+    let kernel = desktop.home().join("probe.elf");
+    fs::write(&kernel, orangery_assets::PROBE_ELF).context("could not write the probe")?;
+    let program = desktop.command(orangery()?);
+    desktop.launch("manager", program)?;
+    let machine = Machine { desktop: &desktop, name: "lab", font: Font::vga()? };
+    let kernel = kernel.to_str().context("the home folder's path is no text")?;
+    let create = ["create", "lab", "--kernel", kernel, "--cmdline", "demo", "--memory", "96", "--new-disk", "16M"];
+    machine.orangery(&create)?;
+    let snapshots = || -> Result<Vec<serde_json::Value>> {
+        Ok(serde_json::from_str(&machine.orangery(&["snapshot", "list", "lab", "--json"])?)?)
+    };
+    let state = || -> Result<serde_json::Value> {
+        Ok(serde_json::from_str::<serde_json::Value>(&machine.orangery(&["show", "lab", "--json"])?)?["state"].take())
+    };
+    let manager = desktop.window("^Orangery$")?;
+    manager.resize(1200, 800)?;
+
+    // Of a machine that is off, with the mouse.
+    manager.control("lab, stopped")?;
+    manager.press("Snapshots")?;
+    manager.control("No snapshots yet")?;
+    manager.screenshot("1-empty")?;
+    manager.press("Take Snapshot…")?;
+    desktop.until("the keyboard in the name", || {
+        let name = manager.controls()?.into_iter().find(|control| control.name == "Name" && control.focused);
+        Ok(name.map(drop))
+    })?;
+    manager.keys(&["ctrl+a"])?;
+    manager.type_text("Empty disk")?;
+    manager.screenshot("2-take")?;
+    manager.press("Take Snapshot")?;
+    row(&desktop, &manager, "Empty disk")?;
+
+    // Of the same one while it runs: from the manager, from its own window and from a terminal.
+    manager.press("Start")?;
+    let console = desktop.window("lab .+ Orangery$")?;
+    console.control("Running")?;
+    manager.control("You are here, running")?;
+    manager.focus()?;
+    manager.keys(&["ctrl+t"])?;
+    manager.control("Take a snapshot of lab")?;
+    manager.keys(&["ctrl+a"])?;
+    manager.type_text("Running")?;
+    manager.keys(&["Return"])?;
+    row(&desktop, &manager, "Running")?;
+    console.focus()?;
+    console.host("t")?;
+    console.control("Take a snapshot")?;
+    console.keys(&["ctrl+a"])?;
+    console.type_text("From its window")?;
+    console.screenshot("3-console")?;
+    console.keys(&["Return"])?;
+    row(&desktop, &manager, "From its window")?;
+    machine.orangery(&["snapshot", "take", "lab", "By hand", "--note", "from a terminal"])?;
+    let by_hand = row(&desktop, &manager, "By hand")?;
+    manager.focus()?;
+    manager.press(&by_hand)?;
+    manager.control("from a terminal")?;
+    manager.screenshot("4-tree")?;
+    let taken = snapshots()?;
+    let column = |name: &str| taken.iter().map(|one| one[name].clone()).collect::<Vec<_>>();
+    assert_eq!(column("name"), ["Empty disk", "Running", "From its window", "By hand"]);
+    assert_eq!(column("running"), [false, true, true, true]);
+    assert_eq!(column("parent")[1..], column("id")[..3]);
+
+    // Another that goes on from this moment, with a window of its own.
+    console.focus()?;
+    console.host("k")?;
+    let fork = Machine { desktop: &desktop, name: "lab 1", font: Font::vga()? };
+    let forked = desktop.window("lab 1 .+ Orangery$")?;
+    forked.control("Running")?;
+    fork.orangery(&["stop", fork.name, "--force"])?;
+    desktop.until("the end of the fork's window", || Ok((!forked.is_open()?).then_some(())))?;
+    manager.control("lab 1, stopped")?;
+    manager.focus()?;
+
+    // Back to where it was off. It is stopped for that, and what it was doing is kept first.
+    manager.press(&row(&desktop, &manager, "Empty disk")?)?;
+    manager.press("Restore…")?;
+    manager.control("lab is running")?;
+    manager.screenshot("5-restore")?;
+    manager.press("Start it afterwards")?;
+    manager.press("Power off and restore")?;
+    desktop.until("the console's end", || Ok((!console.is_open()?).then_some(())))?;
+    row(&desktop, &manager, "Before Empty disk")?;
+    manager.control("You are here, stopped")?;
+    manager.screenshot("6-branched")?;
+    assert_eq!(state()?, "stopped");
+    let taken = snapshots()?;
+    assert!(taken[0]["present"] == true && taken[4]["name"] == "Before Empty disk", "{taken:?}");
+
+    // Forward again to the moment that was kept: it goes on from there.
+    manager.press(&row(&desktop, &manager, "Before Empty disk")?)?;
+    manager.press("Restore…")?;
+    manager.press("Take a snapshot of the present first")?;
+    manager.press("Start it afterwards")?;
+    manager.press("Restore")?;
+    let console = desktop.window("lab .+ Orangery$")?;
+    console.control("Running")?;
+    manager.control("You are here, running")?;
+
+    // Another name, and away with all of them, while it runs. The machine's window lies over the manager's.
+    manager.focus()?;
+    manager.press(&row(&desktop, &manager, "By hand")?)?;
+    manager.press("Edit…")?;
+    manager.control("Edit “By hand”")?;
+    manager.keys(&["ctrl+a"])?;
+    manager.type_text("Renamed")?;
+    manager.press("Save")?;
+    row(&desktop, &manager, "Renamed")?;
+    for name in ["Running", "From its window", "Renamed", "Before Empty disk", "Empty disk"] {
+        manager.press(&row(&desktop, &manager, name)?)?;
+        manager.press("Delete…")?;
+        manager.control(&format!("Delete “{name}”?"))?;
+        manager.press("Delete")?;
+        desktop.until(&format!("the end of '{name}'"), || {
+            Ok(snapshots()?.iter().all(|one| one["name"] != name).then_some(()))
+        })?;
+        // The next is deleted when the merge is over.
+        desktop.until("the end of the job", || {
+            Ok((!manager.controls()?.iter().any(|control| control.name.starts_with("Cancel: "))).then_some(()))
+        })?;
+    }
+    manager.control("No snapshots yet")?;
+    manager.press("Log")?;
+    manager.control("jobs.log")?;
+    manager.screenshot("7-log")?;
+    assert_eq!(state()?, "running");
+    Ok(())
+}
+
 #[test]
 fn the_serial_port_is_a_terminal_in_a_tab_of_the_console() -> Result<()> {
     let test = "the_serial_port_is_a_terminal_in_a_tab_of_the_console";

@@ -314,6 +314,20 @@ pub enum SnapshotAct {
         #[arg(long, value_name = "NAME")]
         keep: Option<String>,
     },
+    /// Give one another name or note
+    #[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
+    Edit {
+        #[command(flatten)]
+        which: Which,
+        /// Its name or id
+        snapshot: String,
+        /// The new name
+        #[arg(id = "new_name", long = "name", value_name = "NAME", group = "change")]
+        name: Option<String>,
+        /// The new note; an empty one removes it
+        #[arg(long, value_name = "NOTE", group = "change")]
+        note: Option<String>,
+    },
     /// Delete one; what came after it stays
     Delete {
         #[command(flatten)]

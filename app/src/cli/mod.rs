@@ -17,6 +17,7 @@ use vmm_core::base::explain;
 use vmm_core::vm::BuildError;
 
 use crate::control::ControlError;
+use crate::jobs::JobError;
 use crate::library::{LibraryError, detect::DetectError};
 use crate::session::{LaunchError, RunError};
 use args::Cli;
@@ -73,6 +74,16 @@ pub enum CliError {
     /// Something in words, with its exit code.
     #[error("{1}")]
     Words(Exit, String),
+}
+
+impl From<JobError> for CliError {
+    fn from(error: JobError) -> CliError {
+        match error {
+            JobError::Library(error) => CliError::Library(error),
+            JobError::Control { name, source } => CliError::Control { name, source },
+            JobError::StillRuns(_) => CliError::Words(Exit::Failed, error.to_string()),
+        }
+    }
 }
 
 impl CliError {

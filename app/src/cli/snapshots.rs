@@ -7,15 +7,16 @@ use serde_json::json;
 use super::CliError;
 use super::args::{SnapshotAct, Which};
 use super::output::{ShownSnapshot, table};
-use super::verbs::{Out, connect, free_name, library, told, work};
-use crate::control::protocol::Request;
-use crate::library::{CloneWish, Machine, size};
+use super::verbs::{Out, library, told};
+use crate::jobs::{Present, verbs};
+use crate::library::{CloneWish, size};
 
 /// Does what the command line says of snapshots.
 pub fn perform(out: Out, act: &SnapshotAct) -> Result<(), CliError> {
     match act {
         SnapshotAct::Take { which, snapshot, note } => {
-            let machine = take_snapshot(out, which, snapshot, note)?;
+            let mut progress = told(out, &which.name, "saving its memory");
+            let machine = verbs::take_snapshot(&library()?, &which.name, snapshot, note, &mut progress)?;
             out.say(&json!({ "done": "taken" }), &format!("{:?}: took the snapshot {snapshot:?}", machine.name));
         }
         SnapshotAct::List { which } => {
@@ -24,10 +25,13 @@ pub fn perform(out: Out, act: &SnapshotAct) -> Result<(), CliError> {
             out.say(&snapshots, &tree(&snapshots));
         }
         SnapshotAct::Restore { which, snapshot, keep } => {
-            if let Some(name) = keep {
-                take_snapshot(out, which, name, "")?;
-            }
-            restore(out, which, snapshot)?;
+            let present = Present { keep: keep.clone(), power_off: false };
+            restore(out, which, snapshot, &present)?;
+        }
+        SnapshotAct::Edit { which, snapshot, name, note } => {
+            let (name, note) = (name.as_deref(), note.as_deref());
+            let machine = verbs::describe_snapshot(&library()?, &which.name, snapshot, name, note)?;
+            out.say(&json!({ "done": "edited" }), &format!("{:?}: edited the snapshot {snapshot:?}", machine.name));
         }
         SnapshotAct::Delete { which, snapshot } => {
             delete(out, which, snapshot)?;
@@ -37,10 +41,9 @@ pub fn perform(out: Out, act: &SnapshotAct) -> Result<(), CliError> {
 }
 
 /// Goes back to a snapshot or a checkpoint of the timeline.
-pub fn restore(out: Out, which: &Which, point: &str) -> Result<(), CliError> {
-    let mut machine = library()?.load(&which.name)?;
-    let _lock = machine.lock()?;
-    machine.restore_snapshot(point)?;
+pub fn restore(out: Out, which: &Which, point: &str, present: &Present) -> Result<(), CliError> {
+    let mut progress = told(out, &which.name, "saving its memory");
+    let machine = verbs::restore_snapshot(&library()?, &which.name, point, present, &mut progress)?;
     let next = match machine.resume {
         Some(_) => "its next start goes on from there",
         None => "it is off, as it was then",
@@ -51,16 +54,8 @@ pub fn restore(out: Out, which: &Which, point: &str) -> Result<(), CliError> {
 
 /// Deletes a snapshot or a checkpoint of the timeline.
 pub fn delete(out: Out, which: &Which, point: &str) -> Result<(), CliError> {
-    let mut machine = library()?.load(&which.name)?;
-    let doing = "merging what its disks hold";
-    if machine.holder()?.is_some() {
-        let (machine, client) = connect(which)?;
-        work(out, &machine, client, &Request::DeleteSnapshot { name: point.into() }, doing)?;
-    } else {
-        let _lock = machine.lock()?;
-        let mut progress = told(out, &machine, doing);
-        machine.delete_snapshot_at_rest(point, &mut progress)?;
-    }
+    let mut progress = told(out, &which.name, "merging what its disks hold");
+    let machine = verbs::delete_snapshot(&library()?, &which.name, point, &mut progress)?;
     out.say(&json!({ "done": "deleted" }), &format!("{:?}: deleted {point:?}", machine.name));
     Ok(())
 }
@@ -68,28 +63,13 @@ pub fn delete(out: Out, which: &Which, point: &str) -> Result<(), CliError> {
 /// `orangery clone`.
 pub fn clone(out: Out, which: &Which, new: Option<String>, of: Option<String>, linked: bool) -> Result<(), CliError> {
     let library = library()?;
-    let mut machine = library.load(&which.name)?;
-    let name = new.unwrap_or_else(|| free_name(&library, &machine.name));
-    let mut progress = told(out, &machine, "copying its disks");
+    let name = new.map_or_else(|| library.free_fork_name(&library.load(&which.name)?.name), Ok)?;
+    let mut progress = told(out, &which.name, "copying its disks");
     let wish = CloneWish { of, name, full: !linked };
-    let made = library.clone_machine(&mut machine, &wish, &mut progress)?;
+    let made = verbs::clone(&library, &which.name, &wish, &mut progress)?;
     drop(progress);
     out.machine(&made, &format!("Made {:?} in {}", made.name, made.folder().display()));
     Ok(())
-}
-
-/// Takes a snapshot of a machine that runs or does not.
-fn take_snapshot(out: Out, which: &Which, name: &str, note: &str) -> Result<Machine, CliError> {
-    let mut machine = library()?.load(&which.name)?;
-    if machine.holder()?.is_some() {
-        let (_, client) = connect(which)?;
-        let request = Request::TakeSnapshot { name: name.into(), note: note.into() };
-        work(out, &machine, client, &request, "saving its memory")?;
-        return Ok(machine);
-    }
-    let _lock = machine.lock()?;
-    machine.take_snapshot(name, note)?;
-    Ok(machine)
 }
 
 /// Snapshots as a tree, the present where it stands.

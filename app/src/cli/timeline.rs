@@ -5,9 +5,9 @@ use serde_json::json;
 use super::CliError;
 use super::args::{TimelineAct, Which};
 use super::output::{ShownSnapshot, table};
-use super::verbs::{Out, connect, library};
+use super::verbs::{Out, library};
 use super::{Exit, snapshots};
-use crate::control::protocol::Request;
+use crate::jobs::{Present, verbs as jobs};
 use crate::library::{Timeline, size};
 
 /// Characters of an id that are shown.
@@ -19,37 +19,23 @@ pub fn perform(out: Out, act: &TimelineAct) -> Result<(), CliError> {
         TimelineAct::On { which, every, space } => {
             let timeline = Timeline { minutes: *every, space_mib: space >> 20 };
             timeline.validate().map_err(|why| CliError::Words(Exit::Usage, why))?;
-            set(which, Some(timeline))?;
+            jobs::set_timeline(&library()?, &which.name, Some(timeline))?;
             let text = format!("{:?}: a checkpoint every {every} minutes while it runs", which.name);
             out.say(&json!({ "timeline": timeline }), &text);
             Ok(())
         }
         TimelineAct::Off { which } => {
-            set(which, None)?;
+            jobs::set_timeline(&library()?, &which.name, None)?;
             out.say(&json!({ "timeline": null }), &format!("{:?}: no checkpoints any more", which.name));
             Ok(())
         }
         TimelineAct::List { which } => list(out, which),
-        TimelineAct::Restore { which, checkpoint } => snapshots::restore(out, which, checkpoint),
+        TimelineAct::Restore { which, checkpoint } => snapshots::restore(out, which, checkpoint, &Present::default()),
         TimelineAct::Copy { which, checkpoint, new } => {
             snapshots::clone(out, which, new.clone(), Some(checkpoint.clone()), true)
         }
         TimelineAct::Delete { which, checkpoint } => snapshots::delete(out, which, checkpoint),
     }
-}
-
-/// Sets how a machine's timeline is kept; the process that runs it does that itself.
-fn set(which: &Which, timeline: Option<Timeline>) -> Result<(), CliError> {
-    let library = library()?;
-    let mut machine = library.load(&which.name)?;
-    if machine.holder()?.is_some() {
-        let (machine, mut client) = connect(which)?;
-        let asked = client.command(&Request::SetTimeline { timeline });
-        return asked.map_err(|source| CliError::Control { name: machine.name, source });
-    }
-    let _lock = machine.lock()?;
-    machine.timeline = timeline;
-    Ok(library.save(&machine)?)
 }
 
 fn list(out: Out, which: &Which) -> Result<(), CliError> {

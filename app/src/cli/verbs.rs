@@ -17,6 +17,7 @@ use super::progress::Progress;
 use super::{CliError, Exit, print, snapshots};
 use crate::control::protocol::Request;
 use crate::control::{Client, ControlError, Power, State, keys};
+use crate::jobs::verbs as jobs;
 use crate::library::{
     self, Entry, Firmware, HostLimits, Library, Machine, NewDisk, NewMachine, UefiSupport, preflight,
 };
@@ -327,20 +328,13 @@ fn fork(out: Out, which: &Which, name: Option<&str>, count: u32) -> Result<(), C
     for _ in 0..count {
         let fork = match name {
             Some(name) if count == 1 => name.to_string(),
-            _ => free_name(&library, name.unwrap_or(&machine.name)),
+            _ => library.free_fork_name(name.unwrap_or(&machine.name))?,
         };
-        let (machine, client) = connect(which)?;
-        work(out, &machine, client, &Request::Fork { name: fork.clone() }, "forking")?;
+        jobs::fork(&library, &machine.id, &fork, &mut told(out, &machine.name, "forking"))?;
         made.push(fork);
     }
     out.say(&json!({ "forks": made }), &format!("{:?}: forked {}", machine.name, made.join(", ")));
     Ok(())
-}
-
-/// A name that no machine has: `stem` and the first free number.
-pub(super) fn free_name(library: &Library, stem: &str) -> String {
-    let taken = |name: &String| library.load(name).is_ok();
-    (1..).map(|number| format!("{stem} {number}")).find(|name| !taken(name)).unwrap_or_default()
 }
 
 fn start(out: Out, which: &Which, manner: Manner) -> Result<(), CliError> {
@@ -386,8 +380,7 @@ fn resume(out: Out, which: &Which) -> Result<(), CliError> {
 }
 
 fn suspend(out: Out, which: &Which) -> Result<(), CliError> {
-    let (machine, client) = connect(which)?;
-    work(out, &machine, client, &Request::Suspend, "suspending")?;
+    let machine = jobs::suspend(&library()?, &which.name, &mut told(out, &which.name, "suspending"))?;
     // Its process ends when its files are closed.
     while machine.holder()?.is_some() {
         std::thread::sleep(POLL);
@@ -396,20 +389,9 @@ fn suspend(out: Out, which: &Which) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Has a machine do what takes time; how far it is is shown on a terminal.
-pub(super) fn work(
-    out: Out,
-    machine: &Machine,
-    client: Client,
-    request: &Request,
-    doing: &str,
-) -> Result<(), CliError> {
-    client.work(request, told(out, machine, doing)).map_err(asked(machine))
-}
-
 /// Who hears how far work on a machine is. Always says to go on: Ctrl+C ends this program, and with it the work.
-pub(super) fn told(out: Out, machine: &Machine, doing: &str) -> impl FnMut(u64, u64) -> bool + use<> {
-    let (what, mut shown) = (format!("{:?}: {doing}", machine.name), Progress::new(out.json));
+pub(super) fn told(out: Out, machine: &str, doing: &str) -> impl FnMut(u64, u64) -> bool + use<> {
+    let (what, mut shown) = (format!("{machine:?}: {doing}"), Progress::new(out.json));
     move |done, total| {
         shown.tell(done, total, |percent| format!("{what}, {percent} %"));
         true

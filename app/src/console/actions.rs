@@ -59,6 +59,12 @@ pub enum Action {
     KeepRunning,
     /// Saves the machine and ends it; the window closes with it.
     Suspend,
+    /// Asks what a snapshot is to be called.
+    AskSnapshot,
+    /// Makes a machine that goes on from this moment as well.
+    Fork,
+    /// Gives up what takes time.
+    Cancel,
 }
 
 impl Action {
@@ -88,6 +94,9 @@ impl Action {
             Action::Close => "Close",
             Action::KeepRunning => "Keep running",
             Action::Suspend => "Suspend",
+            Action::AskSnapshot => "Take a snapshot",
+            Action::Fork => "Fork",
+            Action::Cancel => "Cancel",
         }
     }
 
@@ -110,7 +119,9 @@ impl Action {
             Action::ToggleCapture => icon::MOUSE,
             Action::ChooseMedium(_) => icon::DISC,
             Action::Eject(_) => icon::EJECT,
-            Action::Close => icon::X,
+            Action::AskSnapshot => icon::BOOKMARK_SIMPLE,
+            Action::Fork => icon::GIT_FORK,
+            Action::Close | Action::Cancel => icon::X,
             Action::KeepRunning => icon::PLAY,
             Action::Suspend => icon::MOON,
         }
@@ -137,11 +148,13 @@ const fn letter(c: char, name: &'static str, action: Action) -> Chord {
 }
 
 /// The host key's chords, in the order the list shows them.
-pub const CHORDS: [Chord; 13] = [
+pub const CHORDS: [Chord; 15] = [
     letter('f', "Host+F", Action::ToggleFullscreen),
     letter('c', "Host+C", Action::ToggleScaled),
     letter('1', "Host+1", Action::ShowScreen),
     letter('2', "Host+2", Action::ShowSerial),
+    letter('t', "Host+T", Action::AskSnapshot),
+    letter('k', "Host+K", Action::Fork),
     letter('p', "Host+P", Action::TogglePause),
     letter('h', "Host+H", Action::ShutDown),
     letter('r', "Host+R", Action::AskReset),

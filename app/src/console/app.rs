@@ -17,14 +17,14 @@ use super::dialogs::Dialog;
 use super::grab::KeyboardGrab;
 use super::input::{Input, KeyEffect};
 use super::keys::{Stroke, us_character};
-use super::overlay::{Ask, InputState, Model, Notice, Tab};
+use super::overlay::{Ask, InputState, Model, Notice, Progress, Tab};
 use super::pointer::{Button, Recentring};
 use super::serial::Serial;
 use super::transform::{ViewMode, pan_for};
 use super::view::{self, ViewError};
 use super::window::ConsoleWindow;
 use super::worker::{Outcome, Worker};
-use super::{ConsoleSession, Options, Renderer, Request, Waker, look};
+use super::{ConsoleSession, Options, Renderer, Request, Saving, Waker, look};
 use crate::theme::{Tone, size};
 
 /// The most problems that are kept.
@@ -100,11 +100,10 @@ impl App {
         session: ConsoleSession,
         waker: Waker,
     ) -> anyhow::Result<App> {
-        let ConsoleSession { screen, keyboard, pointer, serial, command, type_text, suspend, events, requests } =
-            session;
+        let ConsoleSession { screen, keyboard, pointer, serial, command, type_text, save, events, requests } = session;
         let serial = serial.map(|stream| Serial::start(stream, waker.clone())).transpose()?;
-        let can_suspend = suspend.is_some();
-        let (worker, outcomes) = Worker::start(command, type_text, suspend, waker.clone())?;
+        let can_save = save.is_some();
+        let (worker, outcomes) = Worker::start(command, type_text, save, waker.clone())?;
         let model = Model {
             title: options.title.clone(),
             state: Lifecycle::Created,
@@ -123,7 +122,8 @@ impl App {
             banner: None,
             dialog: None,
             can_keep_running: options.can_keep_running,
-            can_suspend,
+            can_save,
+            saving: None,
             graphics: String::new(),
         };
         Ok(App {
@@ -357,10 +357,7 @@ impl App {
             }
             // A guest without a driver that listens is no news.
             Outcome::Done(_) | Outcome::Refused(VmCommand::ResizeDisplay { .. }, _) => {}
-            Outcome::Refused(_, why)
-            | Outcome::NotSuspended(why)
-            | Outcome::NotTyped(why)
-            | Outcome::Screenshot(Err(why)) => {
+            Outcome::Refused(_, why) | Outcome::NotTyped(why) | Outcome::Screenshot(Err(why)) => {
                 self.say(Tone::Error, why);
             }
             Outcome::Screenshot(Ok(path)) => self.say(Tone::Good, format!("Screenshot saved to {}", path.display())),
@@ -370,6 +367,19 @@ impl App {
                 }
             }
             Outcome::Picked(_, None) => {}
+            Outcome::Progress(done, total) => {
+                if let Some(saving) = &mut self.model.saving {
+                    saving.share = (total > 0).then(|| (done as f64 / total as f64).min(1.0) as f32);
+                }
+            }
+            Outcome::Saved(saved, cancelled) => {
+                self.model.saving = None;
+                match saved {
+                    Ok(text) => self.say(Tone::Good, text),
+                    Err(_) if cancelled => self.say(Tone::Info, "Cancelled"),
+                    Err(why) => self.problem(format!("It was not saved: {why}")),
+                }
+            }
         }
         self.refresh();
     }
@@ -457,9 +467,37 @@ impl App {
             Action::Close if self.model.is_alive() => self.ask(Dialog::close()),
             Action::Close => event_loop.exit(),
             Action::KeepRunning => self.close_window(),
-            Action::Suspend => self.worker.suspend(),
+            Action::Suspend => self.save(Saving::Suspend, "Suspending"),
+            Action::AskSnapshot if self.can_save() => self.ask(Dialog::snapshot()),
+            Action::Fork if self.can_save() => self.save(Saving::Fork, "Forking"),
+            Action::AskSnapshot | Action::Fork => {}
+            Action::Cancel => {
+                self.worker.cancel();
+                if let Some(saving) = &mut self.model.saving {
+                    saving.cancelling = true;
+                }
+            }
         }
         self.refresh();
+    }
+
+    /// Whether something that takes time can begin; says why not.
+    fn can_save(&mut self) -> bool {
+        let why = match (&self.model.saving, self.model.can_save) {
+            (Some(saving), _) => format!("{} goes on: wait until it is done", saving.what),
+            (None, false) => "This machine is not kept: there is nowhere to save it".into(),
+            (None, true) => return self.model.is_alive(),
+        };
+        self.say(Tone::Info, why);
+        false
+    }
+
+    fn save(&mut self, saving: Saving, what: impl Into<String>) {
+        if self.can_save() {
+            let can_cancel = saving != Saving::Fork;
+            self.model.saving = Some(Progress { what: what.into(), share: None, cancelling: false, can_cancel });
+            self.worker.save(saving);
+        }
     }
 
     fn ask(&mut self, dialog: Dialog) {
@@ -481,6 +519,10 @@ impl App {
                 self.worker.command(VmCommand::ChangeMedium { drive, path: Some(path) });
             }
             Ask::Browse(drive) => self.worker.pick_disc(drive),
+            Ask::TakeSnapshot(name, note) => {
+                let what = format!("Taking the snapshot “{name}”");
+                self.save(Saving::Snapshot(name, note), what);
+            }
             Ask::DismissProblem(n) => {
                 if n < self.model.problems.len() {
                     self.model.problems.remove(n);

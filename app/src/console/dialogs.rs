@@ -2,13 +2,16 @@
 
 use std::path::PathBuf;
 
-use egui::{Align, Frame, Grid, Id, Layout, Margin, Modal, Response, RichText, ScrollArea, TextEdit, Ui, vec2};
+use egui::{
+    Align, Frame, Grid, Id, Layout, Margin, Modal, Response, RichText, ScrollArea, TextEdit, Ui, WidgetInfo, vec2,
+};
 use egui_phosphor::regular as icon;
 
 use super::actions::{Action, CHORDS};
 use super::look;
 use super::overlay::{Ask, Model};
-use crate::theme::{Tone, UiExt, size};
+use crate::library::Timestamp;
+use crate::theme::{Note, Tone, UiExt, size, text_edit};
 
 /// An open dialog.
 #[derive(Debug, Clone)]
@@ -25,6 +28,7 @@ enum Kind {
     Reset,
     Keys,
     Medium { drive: usize, path: String },
+    Snapshot { name: String, note: String },
 }
 
 impl Dialog {
@@ -55,6 +59,12 @@ impl Dialog {
     /// Which disc image to put in a drive.
     pub fn medium(drive: usize) -> Dialog {
         Dialog::new(Kind::Medium { drive, path: String::new() })
+    }
+
+    /// What a snapshot is to be called.
+    pub fn snapshot() -> Dialog {
+        let name = format!("Snapshot {}", Timestamp::now().local());
+        Dialog::new(Kind::Snapshot { name, note: String::new() })
     }
 
     /// A file was picked for a drive; taken in if this dialog asks for it.
@@ -96,6 +106,7 @@ impl Dialog {
                     asks,
                 ),
                 Kind::Keys => keys(ui, model, fresh, asks),
+                Kind::Snapshot { name, note } => snapshot(ui, fresh, name, note, asks),
                 Kind::Medium { drive, path } => medium(ui, fresh, *drive, path, asks),
             }
         });
@@ -137,7 +148,7 @@ fn close(ui: &mut Ui, model: &Model, fresh: bool, asks: &mut Vec<Ask>) {
         row.inner
     };
     let text = "Saves it as it is. Its next start goes on from here.";
-    let first = model.can_suspend.then(|| choice(ui, Tone::Good, icon::MOON, "Suspend", text, Action::Suspend));
+    let first = model.can_save.then(|| choice(ui, Tone::Good, icon::MOON, "Suspend", text, Action::Suspend));
     let text = "Asks the guest to shut down. The window closes when it has.";
     let tone = if first.is_some() { Tone::Info } else { Tone::Good };
     let second = choice(ui, tone, icon::POWER, "Shut down", text, Action::ShutDown);
@@ -204,6 +215,39 @@ fn keys(ui: &mut Ui, model: &Model, fresh: bool, asks: &mut Vec<Ask>) {
     ui.fine_print(&format!("Drawn by {}", model.graphics));
     buttons(ui, |ui| {
         if focus_if(fresh, ui.tool_button(Tone::Info, "", "Close", None)).clicked() {
+            asks.push(Ask::CloseDialog);
+        }
+    });
+}
+
+fn snapshot(ui: &mut Ui, fresh: bool, name: &mut String, note: &mut String, asks: &mut Vec<Ask>) {
+    ui.section("Take a snapshot");
+    ui.muted("Its disks, its memory and its screen, as they are now. The guest is stopped for a moment only.");
+    ui.add_space(size::GAP);
+    let problem = crate::library::name::check(name).err().map(|error| error.to_string());
+    let field = |ui: &mut Ui, label: &str, text: &mut String, problem: Option<&str>| {
+        ui.field_row(label, Note::NONE.or_error(problem), |ui, id| {
+            let width = ui.available_width();
+            let field = ui.add(text_edit(text).desired_width(width)).labelled_by(id);
+            let value = text.clone();
+            field.widget_info(|| {
+                let mut info = WidgetInfo::text_edit(true, value.clone(), value.clone(), "");
+                info.label = Some(label.to_string());
+                info
+            });
+            field
+        })
+    };
+    let named = focus_if(fresh, field(ui, "Name", name, problem.as_deref()));
+    let noted = field(ui, "Note", note, None);
+    let left = named.lost_focus() || noted.lost_focus();
+    let entered = left && ui.input(|i| i.key_pressed(egui::Key::Enter));
+    buttons(ui, |ui| {
+        let take = ui.tool_button(Tone::Good, icon::BOOKMARK_SIMPLE, "Take snapshot", problem.as_deref()).clicked();
+        if (take || entered) && problem.is_none() {
+            asks.push(Ask::TakeSnapshot(name.trim().into(), note.trim().into()));
+        }
+        if ui.tool_button(Tone::Info, "", "Cancel", None).clicked() {
             asks.push(Ask::CloseDialog);
         }
     });

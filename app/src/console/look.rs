@@ -7,11 +7,13 @@ pub const TOOLBAR: f32 = 40.0;
 /// The status bar's height, points.
 pub const STATUS: f32 = 26.0;
 /// Below this width the toolbar's buttons lose their words, points.
-pub const WIDE: f32 = 920.0;
+pub const WIDE: f32 = 1120.0;
 /// The keys' list's width, points.
 pub const KEYS: f32 = 380.0;
 /// The width of a menu's lines, points.
 pub const MENU: f32 = 210.0;
+/// What is told of something that takes time, points.
+pub const SAVING: f32 = 440.0;
 /// The column of the close dialog's buttons, points.
 pub const CHOICE: f32 = 148.0;
 /// What the keys' list's dialog needs beside the list, points.

@@ -103,9 +103,20 @@ pub type Command = Box<dyn Fn(VmCommand) -> Result<(), String> + Send>;
 /// on a thread of its own.
 pub type TypeText = Box<dyn Fn(&str) -> Result<(), String> + Send>;
 
-/// Saves the machine and ends it; waits until it is saved. `Err` says why it runs on. The window calls it on a thread of its
-/// own.
-pub type Suspend = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
+/// What takes time and can be asked for in the window.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Saving {
+    /// The machine is saved and ended: its next start goes on from there.
+    Suspend,
+    /// A snapshot of it is taken, with this name and this note.
+    Snapshot(String, String),
+    /// Another machine goes on from this moment as well.
+    Fork,
+}
+
+/// Does one of [`Saving`] and waits until it is done; `progress` hears how much is done of how much, and says whether to go on.
+/// `Ok` has what a person is told of it, `Err` why it was not done, sentences. The window calls it on a thread of its own.
+pub type Save = Box<dyn Fn(&Saving, &mut dyn FnMut(u64, u64) -> bool) -> Result<String, String> + Send + Sync>;
 
 /// What another process asks of this window through the control socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,7 +142,7 @@ pub struct ConsoleSession {
     /// Types a text (Host+V).
     pub type_text: TypeText,
     /// Saves it; absent where it is not kept.
-    pub suspend: Option<Suspend>,
+    pub save: Option<Save>,
     /// What it tells. Call [`Waker::wake`] after each send. When it is closed, the machine is over.
     pub events: mpsc::Receiver<VmEvent>,
     /// Asked from outside. Call [`Waker::wake`] after each send.

@@ -28,6 +28,8 @@ pub enum Ask {
     Insert(usize, PathBuf),
     /// Show the desktop's file dialog for a drive.
     Browse(usize),
+    /// Take a snapshot with this name and this note.
+    TakeSnapshot(String, String),
     /// The problem at this place was read.
     DismissProblem(usize),
     /// The dialog is over.
@@ -82,6 +84,19 @@ pub struct Notice {
     pub until: Instant,
 }
 
+/// How far something that takes time is.
+#[derive(Debug, Clone)]
+pub struct Progress {
+    /// What it is.
+    pub what: String,
+    /// How much of it is done, 0 to 1; `None` while that is not known.
+    pub share: Option<f32>,
+    /// It is being given up.
+    pub cancelling: bool,
+    /// It can be.
+    pub can_cancel: bool,
+}
+
 /// All that the overlay shows.
 #[derive(Debug, Clone)]
 pub struct Model {
@@ -119,8 +134,10 @@ pub struct Model {
     pub dialog: Option<Dialog>,
     /// The machine can go on without a window.
     pub can_keep_running: bool,
-    /// The machine can be saved and ended.
-    pub can_suspend: bool,
+    /// The machine is kept: it can be saved.
+    pub can_save: bool,
+    /// What takes time and goes on.
+    pub saving: Option<Progress>,
     /// What draws the window, as the graphics call it.
     pub graphics: String,
 }
@@ -188,6 +205,7 @@ pub fn show(
     if model.fullscreen && model.toolbar {
         floating_toolbar(ui, model, has_terminal, focus_toolbar, &mut pass);
     }
+    saving(ui, area, model, &mut pass);
     messages(ui, area, model, now);
     if let Some(mut dialog) = model.dialog.take() {
         let keep = dialog.show(ui, model, &mut pass.asks);
@@ -222,7 +240,13 @@ fn toolbar(ui: &mut Ui, model: &Model, has_terminal: bool, focus: bool, asks: &m
         if pause.clicked() {
             asks.push(Ask::Do(Action::TogglePause));
         }
-        menu(ui, compact, alive, icon::POWER, "Power", |ui| power_menu(ui, asks));
+        menu(ui, compact, alive, icon::POWER, "Power", |ui| power_menu(ui, model, asks));
+        let savable = alive && model.can_save && model.saving.is_none();
+        for (action, word) in [(Action::AskSnapshot, "Snapshot"), (Action::Fork, "Fork")] {
+            if bar_button(ui, compact, savable, action.icon(), word, action).clicked() {
+                asks.push(Ask::Do(action));
+            }
+        }
         ui.separator();
         menu(ui, compact, alive, icon::KEYBOARD, "Send keys", |ui| keys_menu(ui, asks));
         if !model.drives.is_empty() {
@@ -314,7 +338,10 @@ fn menu_line(ui: &mut Ui, enabled: bool, sign: &str, label: &str, chord: Option<
     response
 }
 
-fn power_menu(ui: &mut Ui, asks: &mut Vec<Ask>) {
+fn power_menu(ui: &mut Ui, model: &Model, asks: &mut Vec<Ask>) {
+    if model.can_save {
+        item(ui, Action::Suspend, "Suspend", asks);
+    }
     item(ui, Action::ShutDown, "Shut down", asks);
     ui.separator();
     item(ui, Action::AskReset, "Reset…", asks);
@@ -533,6 +560,41 @@ fn floating_toolbar(ui: &mut Ui, model: &Model, has_terminal: bool, focus: bool,
             ui.set_width(width - 2.0 * size::GAP);
             ui.set_height(look::TOOLBAR);
             toolbar(ui, model, has_terminal, focus, &mut pass.asks);
+        });
+    });
+    pass.floats.push(float.response.rect);
+}
+
+/// What takes time: over the picture, for a full screen has it too.
+fn saving(ui: &Ui, area: Rect, model: &Model, pass: &mut Pass) {
+    let t = ui.tokens();
+    let Some(saving) = &model.saving else { return };
+    let at = area.center_top() + vec2(0.0, size::GAP_LARGE);
+    let float = Area::new(Id::new("saving")).order(Order::Middle).fixed_pos(at).pivot(Align2::CENTER_TOP);
+    let float = float.show(ui.ctx(), |ui| {
+        let frame = Frame::new().fill(t.surface).stroke((size::LINE, t.border_strong));
+        frame.corner_radius(size::RADIUS_LARGE).inner_margin(Margin::symmetric(12, 8)).show(ui, |ui| {
+            ui.set_width((area.width() - 4.0 * size::GAP_LARGE).min(look::SAVING));
+            ui.with_layout(Layout::right_to_left(Align::Center), |ui| {
+                let reason = match (saving.can_cancel, saving.cancelling) {
+                    (_, true) => Some("It is being given up"),
+                    (false, _) => Some("It can't be given up"),
+                    _ => None,
+                };
+                if ui.tool_button(Tone::Info, icon::X, Action::Cancel.label(), reason).clicked() {
+                    pass.asks.push(Ask::Do(Action::Cancel));
+                }
+                ui.vertical(|ui| {
+                    ui.spacing_mut().item_spacing.y = size::GAP_SMALL;
+                    let words = match (saving.cancelling, saving.share) {
+                        (true, _) => format!("{}: cancelling…", saving.what),
+                        (_, Some(share)) => format!("{}, {:.0} %", saving.what, share * 100.0),
+                        _ => format!("{}…", saving.what),
+                    };
+                    ui.add(egui::Label::new(&words).truncate());
+                    ui.meter(saving.share.unwrap_or(0.0), &saving.what);
+                });
+            });
         });
     });
     pass.floats.push(float.response.rect);

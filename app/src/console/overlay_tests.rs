@@ -9,7 +9,7 @@ use vmm_core::vm::Lifecycle;
 
 use super::actions::Action;
 use super::dialogs::Dialog;
-use super::overlay::{self, Ask, InputState, Model, Tab};
+use super::overlay::{self, Ask, InputState, Model, Progress, Tab};
 use super::serial::Terminal;
 use super::transform::ViewMode;
 use crate::theme;
@@ -40,7 +40,8 @@ fn model() -> Model {
         banner: None,
         dialog: None,
         can_keep_running: true,
-        can_suspend: true,
+        can_save: true,
+        saving: None,
         graphics: "glow".into(),
     }
 }
@@ -68,9 +69,12 @@ fn click(harness: &mut Harness<'_, State>, label: &str) {
 
 #[test]
 fn every_command_of_the_power_menu_is_reached_by_its_name() {
-    for (label, action) in
-        [("Shut down", Action::ShutDown), ("Reset…", Action::AskReset), ("Power off…", Action::AskPowerOff)]
-    {
+    for (label, action) in [
+        ("Suspend", Action::Suspend),
+        ("Shut down", Action::ShutDown),
+        ("Reset…", Action::AskReset),
+        ("Power off…", Action::AskPowerOff),
+    ] {
         let mut harness = harness(1000.0, model());
         click(&mut harness, "Power menu");
         click(&mut harness, label);
@@ -84,6 +88,8 @@ fn a_narrow_toolbar_keeps_its_names() {
     for label in [
         "Pause",
         "Power menu",
+        "Snapshot",
+        "Fork",
         "Send keys menu",
         "CD menu",
         "Screenshot",
@@ -145,6 +151,44 @@ fn keep_running_is_offered_only_where_the_window_can_be_asked_for_again() {
     let no_way_back = Model { dialog: Some(Dialog::close()), can_keep_running: false, ..model() };
     let harness = harness(1000.0, no_way_back);
     assert!(harness.query_by_label("Keep running").is_none());
+}
+
+#[test]
+fn a_snapshot_is_named_in_a_dialog_and_taken_with_enter() {
+    let mut harness = harness(1200.0, Model { dialog: Some(Dialog::snapshot()), ..model() });
+    harness.run();
+    assert!(harness.get_by_label_contains("Name").accesskit_node().is_focused());
+    harness.key_press_modifiers(egui::Modifiers::COMMAND, egui::Key::A);
+    harness.event(egui::Event::Text("  ".into()));
+    harness.run();
+    assert!(harness.get_by_label("Take snapshot").accesskit_node().is_disabled());
+    harness.event(egui::Event::Text("before the storm".into()));
+    harness.run();
+    harness.key_press(egui::Key::Enter);
+    harness.run();
+    assert_eq!(harness.state().asks, [Ask::TakeSnapshot("before the storm".into(), String::new())]);
+    assert!(harness.state().model.dialog.is_none());
+}
+
+#[test]
+fn what_takes_time_is_told_with_a_way_to_give_it_up_and_nothing_else_begins_meanwhile() {
+    let saving = Progress { what: "Suspending".into(), share: Some(0.5), cancelling: false, can_cancel: true };
+    let mut harness = harness(1200.0, Model { saving: Some(saving), ..model() });
+    harness.get_by_label("Suspending, 50 %");
+    assert!(harness.get_by_label("Snapshot").accesskit_node().is_disabled());
+    click(&mut harness, "Cancel");
+    assert_eq!(harness.state().asks, [Ask::Do(Action::Cancel)]);
+    if let Some(saving) = &mut harness.state_mut().model.saving {
+        saving.cancelling = true;
+    }
+    harness.run();
+    harness.get_by_label("Suspending: cancelling…");
+    assert!(harness.get_by_label("Cancel").accesskit_node().is_disabled());
+    // What is not kept can't be saved.
+    harness.state_mut().model.saving = None;
+    harness.state_mut().model.can_save = false;
+    harness.run();
+    assert!(harness.get_by_label("Fork").accesskit_node().is_disabled());
 }
 
 #[test]

@@ -2,13 +2,18 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use vmm_core::backend::display::Mode;
 use vmm_core::vm::VmCommand;
 
-use super::{Command, Suspend, TypeText, Waker, screenshot};
+use super::{Command, Save, Saving, TypeText, Waker, screenshot};
+
+/// Between two words on how far something is.
+const PACE: Duration = Duration::from_millis(100);
 
 /// What came of a job.
 #[derive(Debug)]
@@ -17,8 +22,10 @@ pub enum Outcome {
     Done(VmCommand),
     /// The machine refused: why.
     Refused(VmCommand, String),
-    /// The machine could not be saved: why.
-    NotSuspended(String),
+    /// How much of what takes time is done of how much.
+    Progress(u64, u64),
+    /// What took time is over: what is told of it, or why it was not done, and whether it was given up.
+    Saved(Result<String, String>, bool),
     /// A text could not be typed: why.
     NotTyped(String),
     /// A screenshot's file, or why there is none.
@@ -31,7 +38,9 @@ pub enum Outcome {
 pub struct Worker {
     commands: Sender<VmCommand>,
     texts: Sender<String>,
-    suspend: Option<Arc<Suspend>>,
+    save: Option<Arc<Save>>,
+    /// What is saved now is given up.
+    cancel: Arc<AtomicBool>,
     outcomes: Sender<Outcome>,
     waker: Waker,
 }
@@ -44,7 +53,7 @@ impl Worker {
     pub fn start(
         command: Command,
         type_text: TypeText,
-        suspend: Option<Suspend>,
+        save: Option<Save>,
         waker: Waker,
     ) -> std::io::Result<(Worker, Receiver<Outcome>)> {
         let (outcomes, out) = mpsc::channel();
@@ -65,7 +74,8 @@ impl Worker {
                 }
             }
         })?;
-        Ok((Worker { commands, texts, suspend: suspend.map(Arc::new), outcomes, waker }, out))
+        let (save, cancel) = (save.map(Arc::new), Arc::default());
+        Ok((Worker { commands, texts, save, cancel, outcomes, waker }, out))
     }
 
     /// Asks the machine for something.
@@ -74,17 +84,30 @@ impl Worker {
         let _ = self.commands.send(command);
     }
 
-    /// Saves the machine and ends it.
-    pub fn suspend(&self) {
-        let Some(suspend) = self.suspend.clone() else { return };
+    /// Begins something that takes time. The caller begins one after the other.
+    pub fn save(&self, what: Saving) {
+        let Some(save) = self.save.clone() else { return };
+        let cancel = Arc::clone(&self.cancel);
+        cancel.store(false, Ordering::Relaxed);
         let work = move |report: &dyn Fn(Outcome)| {
-            if let Err(why) = suspend() {
-                report(Outcome::NotSuspended(why));
-            }
+            let mut next = Instant::now();
+            let saved = save(&what, &mut |done, total| {
+                if Instant::now() >= next {
+                    next = Instant::now() + PACE;
+                    report(Outcome::Progress(done, total));
+                }
+                !cancel.load(Ordering::Relaxed)
+            });
+            report(Outcome::Saved(saved, cancel.load(Ordering::Relaxed)));
         };
-        if let Err(e) = spawn("console-suspend", &self.outcomes, &self.waker, work) {
-            let _ = self.outcomes.send(Outcome::NotSuspended(format!("could not start a thread for it: {e}")));
+        if let Err(e) = spawn("console-save", &self.outcomes, &self.waker, work) {
+            let _ = self.outcomes.send(Outcome::Saved(Err(format!("could not start a thread for it: {e}")), false));
         }
+    }
+
+    /// Gives up what takes time.
+    pub fn cancel(&self) {
+        self.cancel.store(true, Ordering::Relaxed);
     }
 
     /// Types a text.

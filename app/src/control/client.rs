@@ -31,6 +31,9 @@ pub enum ControlError {
     /// It will not, and says why.
     #[error("{0}")]
     Refused(String),
+    /// It gave up what it was doing, because it was asked to.
+    #[error("it was cancelled")]
+    Cancelled,
     /// It did not answer in time.
     #[error("its process does not answer; 'orangery stop --force' ends it")]
     Silent,
@@ -152,22 +155,26 @@ impl Client {
     }
 
     /// Asks for work that takes time: [`Request::Suspend`]. `progress` hears how much is done of how much; a `false` gives the
-    /// work up.
+    /// work up. Returns when the machine has done it or has given it up.
     ///
     /// # Errors
-    /// The machine refused, or the connection failed.
+    /// [`ControlError::Cancelled`] when it was given up; the machine refused, or the connection failed.
     pub fn work(mut self, request: &Request, mut progress: impl FnMut(u64, u64) -> bool) -> Result<(), ControlError> {
         // A disk may take its time; that the process ends is seen all the same.
         self.reader.get_ref().set_read_timeout(None)?;
         write_line(self.reader.get_mut(), request)?;
+        let mut cancelled = false;
         loop {
             match read_line(&mut self.reader)? {
                 Some(Reply::Progress { done, total }) => {
-                    if !progress(done, total) {
-                        return Err(ControlError::Refused("it was cancelled".into()));
+                    if !progress(done, total) && !cancelled {
+                        cancelled = true;
+                        write_line(self.reader.get_mut(), &Request::Cancel)?;
                     }
                 }
+                // Perhaps in spite of the wish to give it up, which came too late.
                 Some(Reply::Done) => return Ok(()),
+                Some(Reply::Refused { .. }) if cancelled => return Err(ControlError::Cancelled),
                 Some(Reply::Refused { message }) => return Err(ControlError::Refused(message)),
                 Some(_) => return Err(ControlError::Confused),
                 None => return Err(ControlError::NotRunning),

@@ -64,6 +64,19 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         timeline: Option<Timeline>,
     },
+    /// Gives a snapshot another name and note.
+    DescribeSnapshot {
+        /// Its name or id.
+        snapshot: String,
+        /// What to call it.
+        name: String,
+        /// What to write of it.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        note: String,
+    },
+    /// Gives up the work that goes on in this connection, whose answer then says whether that came in time. Has no answer of
+    /// its own.
+    Cancel,
     /// Makes a machine that goes on from this moment as well, beside this one. Work.
     Fork {
         /// What to call it.

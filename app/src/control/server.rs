@@ -190,6 +190,8 @@ fn serve(stream: UnixStream, host: &dyn Host, listening: &AtomicUsize) -> io::Re
                     Err(message) => Reply::Refused { message },
                 }
             }
+            // Work that was done before it could be given up.
+            Request::Cancel => continue,
             Request::Screenshot { max_width } => match host.screenshot(max_width) {
                 Ok(Screenshot { width, height, png }) => {
                     write_line(reader.get_mut(), &Reply::Screenshot { width, height, bytes: png.len() })?;
@@ -211,14 +213,22 @@ struct Report {
 }
 
 impl Report {
-    /// Tells it, some times a second. Says whether the client is still there.
+    /// Tells it, some times a second. Says whether to go on: the client is still there, and has not given it up.
     fn tell(&mut self, done: u64, total: u64) -> bool {
         let now = Instant::now();
         if self.last.is_some_and(|last| now - last < PROGRESS_PAUSE) {
             return true;
         }
         self.last = Some(now);
-        write_line(&mut self.stream, &Reply::Progress { done, total }).is_ok()
+        write_line(&mut self.stream, &Reply::Progress { done, total }).is_ok() && !self.has_request()
+    }
+
+    /// The client has said something: while work goes on that can only be [`Request::Cancel`]. It stays to be read.
+    fn has_request(&self) -> bool {
+        use rustix::net::{RecvFlags, recv};
+        let peek = recv(&self.stream, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+        // One that only says no more (0) waits for its answer.
+        matches!(peek, Ok((count, _)) if count > 0)
     }
 }
 

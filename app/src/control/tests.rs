@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
 use super::client::PATIENCE;
-use super::protocol::{MAX_LINE, MAX_TEXT, Pointer, Request, VERSION};
+use super::protocol::{MAX_LINE, MAX_TEXT, Pointer, Reply, Request, VERSION, read_line, write_line};
 use super::server::{Host, Server};
 use super::*;
 use crate::library::Timestamp;
@@ -111,7 +111,7 @@ impl Bench {
 }
 
 #[test]
-fn work_tells_how_far_it_is_and_is_given_up_with_its_connection() {
+fn work_tells_how_far_it_is_and_is_given_up_when_asked_or_with_its_connection() {
     let bench = Bench::new();
     let mut told = Vec::new();
     bench
@@ -123,11 +123,33 @@ fn work_tells_how_far_it_is_and_is_given_up_with_its_connection() {
         .unwrap();
     assert_eq!(told, [(0, 5)]);
     let error = bench.client().work(&Request::Suspend, |_, _| false).unwrap_err();
-    assert!(matches!(error, ControlError::Refused(why) if why.contains("cancelled")));
+    assert!(matches!(error, ControlError::Cancelled));
+    assert!(bench.fake.asked.lock().unwrap().is_empty(), "the answer came before the machine gave it up");
+    bench.client().work(&Request::Suspend, |_, _| true).unwrap();
+    let mut raw = bench.raw();
+    write_line(raw.get_mut(), &Request::Hello { version: VERSION }).unwrap();
+    write_line(raw.get_mut(), &Request::Suspend).unwrap();
+    while !matches!(read_line(&mut raw).unwrap(), Some(Reply::Progress { .. })) {}
+    drop(raw);
     // The machine hears of it.
     while !bench.fake.asked.lock().unwrap().is_empty() {
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn work_that_is_done_before_it_could_be_given_up_is_done_and_the_connection_goes_on() {
+    let bench = Bench::new();
+    let mut raw = bench.raw();
+    write_line(raw.get_mut(), &Request::Hello { version: VERSION }).unwrap();
+    assert!(matches!(read_line(&mut raw).unwrap(), Some(Reply::Hello { .. })));
+    write_line(raw.get_mut(), &Request::Suspend).unwrap();
+    assert_eq!(read_line(&mut raw).unwrap(), Some(Reply::Progress { done: 0, total: 5 }));
+    assert_eq!(read_line(&mut raw).unwrap(), Some(Reply::Done));
+    write_line(raw.get_mut(), &Request::Cancel).unwrap();
+    write_line(raw.get_mut(), &Request::ShutDown).unwrap();
+    assert_eq!(read_line(&mut raw).unwrap(), Some(Reply::Done));
+    assert_eq!(bench.fake.asked.lock().unwrap().last(), Some(&Request::ShutDown));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use super::checkpoints::{ABOUT, About, Kind, Saved};
 use super::layers::FOLDER;
 use super::machine::paths_mut;
 use super::{
-    Library, LibraryError, Machine, Timestamp, files, layers, lock, make_folders, name, random_hex, snapshots,
+    Entry, Library, LibraryError, Machine, Timestamp, files, layers, lock, make_folders, name, random_hex, snapshots,
 };
 
 /// What the name of a folder begins with in which a copy is made.
@@ -37,6 +37,17 @@ pub struct CloneWish {
 type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> bool;
 
 impl Library {
+    /// The first of `stem 1`, `stem 2` and so on that no machine is called.
+    ///
+    /// # Errors
+    /// The library can't be read.
+    pub fn free_fork_name(&self, stem: &str) -> Result<String, LibraryError> {
+        let taken: Vec<String> = self.list()?.iter().map(Entry::name).collect();
+        let mut names = (1..=taken.len() + 1).map(|number| format!("{stem} {number}"));
+        // One of more names than there are machines is free.
+        Ok(names.find(|wish| !taken.iter().any(|other| name::same(other, wish))).unwrap_or_default())
+    }
+
     /// Makes a machine called `name` whose disks stand on what those of `source`, which runs, are now. From now on nobody may
     /// write to these images. Its network cards are not plugged in, and have other addresses.
     ///

@@ -127,6 +127,17 @@ impl Machine {
         })
     }
 
+    /// Gives a snapshot another name and note. The caller holds the machine.
+    ///
+    /// # Errors
+    /// There is none, the name is none, or the file can't be written.
+    pub fn describe_snapshot(&self, wanted: &str, name: &str, note: &str) -> Result<(), LibraryError> {
+        let mut saved = self.snapshot(wanted)?;
+        saved.about.name = name::check(name)?;
+        saved.about.note = note.trim().into();
+        self.checkpoints().describe(&saved.id, &saved.about)
+    }
+
     /// Takes a snapshot of the machine, which is off. The caller has its lock.
     ///
     /// # Errors

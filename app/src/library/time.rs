@@ -21,6 +21,21 @@ impl Timestamp {
     }
 }
 
+impl Timestamp {
+    /// As the clock of the person's wall has it: `2026-05-04 12:30`.
+    pub fn local(self) -> String {
+        let seconds = libc::time_t::try_from(self.0.min(LAST)).unwrap_or(0);
+        // SAFETY: the call only reads and writes the values it is given; `tm` is plain data for which zero is valid.
+        let tm = unsafe {
+            let mut tm: libc::tm = std::mem::zeroed();
+            libc::localtime_r(&raw const seconds, &raw mut tm);
+            tm
+        };
+        let (year, month) = (tm.tm_year + 1900, tm.tm_mon + 1);
+        format!("{year}-{month:02}-{:02} {:02}:{:02}", tm.tm_mday, tm.tm_hour, tm.tm_min)
+    }
+}
+
 /// Days since 1970-01-01 of a date in the proleptic Gregorian calendar (counted in years that begin in March, so that
 /// the leap day is the last).
 fn days(year: u64, month: u64, day: u64) -> u64 {

@@ -6,9 +6,10 @@ use egui::{Key, KeyboardShortcut, Modifiers};
 use serde::{Deserialize, Serialize};
 use vmm_core::config::VmConfig;
 
-use super::model::{Check, Failure, Log, Machine, Model, Picture, State};
+use super::model::{Check, Failure, Log, Machine, Model, Picture, Snapshots, State};
 use super::picker::Entry;
 use super::state::{Page, Tab, ViewState};
+use crate::jobs::{Job, Present};
 use crate::library::{HostLimits, Medium, NewMachine, Trashed};
 use crate::theme::{Appearance, icon};
 
@@ -56,6 +57,20 @@ pub enum Action {
     ResetVariables(String),
     /// Do what the open confirmation asks about.
     Confirm(String, Power),
+    /// Look at a snapshot, by its id, or at the present.
+    LookAt(Option<String>),
+    /// Ask whether to go back to a snapshot of the selected machine.
+    AskRestore(String),
+    /// Ask what a snapshot of the selected machine is to be called.
+    AskDescribe(String),
+    /// Ask whether a snapshot of the selected machine is to go.
+    AskDeleteSnapshot(String),
+    /// Close the dialog and have this done.
+    Answer(Request),
+    /// Give a job up.
+    Cancel(u64),
+    /// Give all jobs up and end the manager.
+    QuitAnyway,
 }
 
 /// What the machine's power button and plug do.
@@ -164,6 +179,36 @@ pub enum Request {
     Watch(Watch),
     /// Keep the settings.
     Keep(Settings),
+    /// Take a snapshot: the machine, the name, the note.
+    TakeSnapshot(String, String, String),
+    /// Go back to one.
+    RestoreSnapshot {
+        /// The machine.
+        machine: String,
+        /// Which.
+        snapshot: Named,
+        /// What becomes of the present.
+        present: Present,
+        /// Start it afterwards.
+        start: bool,
+    },
+    /// Delete one: the machine, which.
+    DeleteSnapshot(String, Named),
+    /// Give one another name and note: the machine, which, both.
+    DescribeSnapshot(String, Named, String, String),
+    /// Fork a machine that runs: its name, the fork's.
+    Fork(String, String),
+    /// Give a job up.
+    Cancel(u64),
+}
+
+/// A snapshot, for what is done and for what is said of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
 }
 
 /// What the manager looks at, so that workers read no more than that.
@@ -173,6 +218,8 @@ pub struct Watch {
     pub selected: Option<String>,
     /// Its log is open.
     pub log: bool,
+    /// Its snapshots are.
+    pub snapshots: bool,
 }
 
 /// What the workers tell.
@@ -210,6 +257,14 @@ pub enum Update {
     Failed(Failure),
     /// The log's end.
     Log(Log),
+    /// The selected machine's snapshots.
+    Snapshots(Snapshots),
+    /// A snapshot's screen, by the snapshot's id.
+    SnapshotPicture(String, egui::ColorImage),
+    /// How all jobs are.
+    Jobs(Vec<Job>),
+    /// Something was given up as it was asked to.
+    Cancelled(String),
     /// The kept settings.
     Settings(Settings),
     /// What the desktop prefers.
@@ -257,6 +312,10 @@ pub enum Command {
     PowerOff,
     /// Reset.
     Reset,
+    /// Take Snapshot.
+    TakeSnapshot,
+    /// Fork.
+    Fork,
     /// The machine's settings.
     Settings,
     /// Rename.
@@ -265,6 +324,8 @@ pub enum Command {
     Delete,
     /// Look again at what the host can do.
     CheckHost,
+    /// What goes on and what has ended.
+    Jobs,
     /// All keys.
     Keys,
     /// What this is.
@@ -275,7 +336,7 @@ const CTRL: Modifiers = Modifiers::COMMAND;
 
 impl Command {
     /// Every command, in the order of the menus.
-    pub const ALL: [Command; 25] = {
+    pub const ALL: [Command; 28] = {
         use Command as C;
         [
             C::New,
@@ -297,10 +358,13 @@ impl Command {
             C::Resume,
             C::PowerOff,
             C::Reset,
+            C::TakeSnapshot,
+            C::Fork,
             C::Settings,
             C::Rename,
             C::Delete,
             C::CheckHost,
+            C::Jobs,
             C::Keys,
             C::About,
         ]
@@ -328,10 +392,13 @@ impl Command {
             Command::Resume => "Resume",
             Command::PowerOff => "Power Off…",
             Command::Reset => "Reset…",
+            Command::TakeSnapshot => "Take Snapshot…",
+            Command::Fork => "Fork…",
             Command::Settings => "Settings",
             Command::Rename => "Rename…",
             Command::Delete => "Move to trash",
             Command::CheckHost => "Check this host",
+            Command::Jobs => "Jobs",
             Command::Keys => "Keys",
             Command::About => "About Orangery",
         }
@@ -354,10 +421,13 @@ impl Command {
             Command::Suspend => icon::SUSPEND,
             Command::PowerOff => icon::POWER_OFF,
             Command::Reset => icon::RESET,
+            Command::TakeSnapshot => icon::SNAPSHOT,
+            Command::Fork => icon::FORK,
             Command::Settings => icon::SETTINGS,
             Command::Rename => icon::RENAME,
             Command::Delete => icon::TRASH,
             Command::CheckHost => icon::GOOD,
+            Command::Jobs => icon::JOBS,
             Command::Keys => icon::KEYS,
             Command::About => icon::INFO,
         }
@@ -373,6 +443,7 @@ impl Command {
             Command::Larger => (CTRL, Key::Plus),
             Command::Smaller => (CTRL, Key::Minus),
             Command::NormalSize => (CTRL, Key::Num0),
+            Command::TakeSnapshot => (CTRL, Key::T),
             Command::Settings => (CTRL, Key::Comma),
             Command::Rename => (Modifiers::NONE, Key::F2),
             Command::Delete => (Modifiers::NONE, Key::Delete),
@@ -399,14 +470,25 @@ impl Command {
     /// Why it can't be done now; `None` when it can.
     pub fn refusal(self, model: &Model, state: &ViewState) -> Option<&'static str> {
         let machine = state.selected.as_deref().and_then(|name| model.machine(name));
+        use Command as C;
         let about_machine = self.power().is_some()
-            || matches!(self, Command::Console | Command::Settings | Command::Rename | Command::Delete);
+            || matches!(self, C::Console | C::Settings | C::Rename | C::Delete | C::TakeSnapshot | C::Fork);
         if about_machine && state.page != Page::Library {
             return Some("Go back to the library first");
         }
+        let is_busy = |machine: &Machine| model.job_of(&machine.name).is_some();
         let refused = |machine: &Machine| match self {
             Command::Console if machine.headless => Some("It runs without a window"),
             Command::Console if !machine.state.is_alive() => Some("It is not running"),
+            Command::TakeSnapshot => snapshot_refusal(model, machine),
+            Command::Fork if !machine.state.has_picture() => Some("Only a machine that runs can be forked"),
+            // What is being done to its files needs them, and one that saves it ends it.
+            Command::Start | Command::Suspend | Command::Rename | Command::Delete | Command::Fork
+                if is_busy(machine) =>
+            {
+                Some(BUSY)
+            }
+            Command::Resume if is_busy(machine) && machine.state == State::Suspended => Some(BUSY),
             Command::Rename | Command::Delete if machine.state.is_alive() => Some("Stop it first"),
             Command::Rename if machine.config.is_err() => Some("Its file can't be understood"),
             _ => self.power().and_then(|verb| verb.refusal(machine.state)),
@@ -416,6 +498,28 @@ impl Command {
             None if about_machine => Some("Select a virtual machine first"),
             _ => None,
         }
+    }
+}
+
+/// Why nothing else can be done to a machine while a job is.
+const BUSY: &str = "Wait until its job is done, or cancel it";
+
+/// Why no snapshot of the machine can be taken now; `None` when one can.
+fn snapshot_refusal(model: &Model, machine: &Machine) -> Option<&'static str> {
+    match machine.state {
+        State::Suspended => Some("It is suspended: resume it first. A snapshot can be taken while it runs"),
+        _ => change_refusal(model, machine),
+    }
+}
+
+/// Why what is saved of the machine can't be changed now; `None` when it can.
+pub fn change_refusal(model: &Model, machine: &Machine) -> Option<&'static str> {
+    match machine.state {
+        _ if model.job_of(&machine.name).is_some() => Some(BUSY),
+        State::Broken => Some("Its file can't be understood"),
+        State::Starting => Some("It is still starting"),
+        State::Unresponsive => Some("Its process does not answer"),
+        State::Stopped | State::Suspended | State::Running | State::Paused => None,
     }
 }
 

@@ -12,9 +12,11 @@ mod model;
 mod picker;
 mod service;
 mod settings;
+mod snapshots;
 mod state;
 #[cfg(test)]
 mod tests;
+mod tree;
 mod views;
 
 use std::path::{Path, PathBuf};
@@ -28,7 +30,7 @@ use self::action::{Action, Command, Power, Purpose, Request, Update, Watch};
 use self::model::{Failure, Model, Picture};
 use self::picker::{Outcome, Picker};
 pub use self::settings::load as kept_settings;
-use self::state::{Dialog, Draft, Page, Tab, ViewState};
+use self::state::{Dialog, Draft, Page, Return, Tab, ViewState, Words, free_name};
 use self::views::{Pictures, View};
 use crate::library::NewDisk;
 use crate::theme::{self, Appearance, Tone, tokens};
@@ -139,6 +141,8 @@ pub(crate) struct Manager {
     model: Model,
     state: ViewState,
     pictures: Pictures,
+    /// The selected machine's snapshots', by their ids.
+    snapshot_pictures: Pictures,
     send: Send,
     updates: Receiver<Update>,
     watch: Watch,
@@ -147,6 +151,8 @@ pub(crate) struct Manager {
     folder: PathBuf,
     /// A file to make a machine from, once it is known what the host has.
     waiting: Option<PathBuf>,
+    /// The window closes whatever goes on.
+    closing: bool,
 }
 
 impl eframe::App for Manager {
@@ -172,12 +178,14 @@ impl Manager {
             model: Model::default(),
             state: ViewState::default(),
             pictures: Pictures::default(),
+            snapshot_pictures: Pictures::default(),
             send,
             updates,
             watch: Watch::default(),
             shown: None,
             folder,
             waiting: None,
+            closing: false,
         }
     }
 
@@ -192,9 +200,11 @@ impl Manager {
             theme::set_appearance(&self.ctx, shown.0.appearance, shown.1);
             self.ctx.set_zoom_factor(shown.0.scale as f32 / 100.0);
         }
+        let open = |tab| self.state.tab == tab && self.state.page == Page::Library;
         let watch = Watch {
             selected: self.state.selected.clone(),
-            log: self.state.tab == Tab::Log && self.state.page == Page::Library,
+            log: open(Tab::Log),
+            snapshots: open(Tab::Snapshots) || self.state.dialog.as_ref().is_some_and(Dialog::is_about_snapshots),
         };
         if watch != self.watch {
             self.watch = watch.clone();
@@ -204,9 +214,18 @@ impl Manager {
 
     /// Draws the window and does what the person asked for.
     pub(crate) fn draw(&mut self, ui: &mut Ui) {
+        if ui.input(|input| input.viewport().close_requested()) {
+            self.close_requested();
+        }
         let mut actions = self.keys(ui);
-        let mut view =
-            View { model: &self.model, state: &mut self.state, pictures: &self.pictures, actions: Vec::new() };
+        self.state.focused_snapshot = None;
+        let mut view = View {
+            model: &self.model,
+            state: &mut self.state,
+            pictures: &self.pictures,
+            snapshot_pictures: &self.snapshot_pictures,
+            actions: Vec::new(),
+        };
         views::show(ui, &mut view);
         actions.append(&mut view.actions);
         if !actions.is_empty() {
@@ -229,6 +248,15 @@ impl Manager {
         }
         if self.state.is_modal() {
             return actions;
+        }
+        if let Some(focused) = self.state.focused_snapshot.clone() {
+            let pressed = |key| ctx.input_mut(|input| input.consume_key(egui::Modifiers::NONE, key));
+            let (delete, describe) = (pressed(egui::Key::Delete), pressed(egui::Key::F2));
+            // The present is no snapshot: the keys that mean the machine elsewhere mean nothing here.
+            if let Some(id) = focused {
+                actions.extend(delete.then(|| Action::AskDeleteSnapshot(id.clone())));
+                actions.extend(describe.then_some(Action::AskDescribe(id)));
+            }
         }
         let typing = ctx.text_edit_focused();
         for command in Command::ALL {
@@ -344,9 +372,51 @@ impl Manager {
             }
             Update::Notice(text) => self.state.toast(Tone::Good, text, None),
             Update::Failed(failure) => self.state.fail(failure),
+            Update::Cancelled(text) => self.state.toast(Tone::Info, text, None),
+            Update::Jobs(jobs) => {
+                self.model.jobs = jobs;
+                if self.state.dialog == Some(Dialog::Quit) && self.model.running_jobs().next().is_none() {
+                    // There is nothing left to ask about.
+                    self.perform(Action::QuitAnyway);
+                }
+            }
+            Update::Snapshots(snapshots) => self.snapshots(snapshots),
+            Update::SnapshotPicture(id, image) => {
+                let texture = self.ctx.load_texture(&id, image, egui::TextureOptions::LINEAR);
+                self.snapshot_pictures.insert(id, texture);
+            }
             Update::Log(log) => self.model.log = log,
             Update::Settings(settings) => self.state.settings = settings,
             Update::Desktop(theme) => self.state.desktop = theme,
+        }
+    }
+
+    fn snapshots(&mut self, snapshots: model::Snapshots) {
+        self.snapshot_pictures.retain(|id, _| snapshots.get(id).is_some());
+        if self.state.snapshot.as_deref().is_some_and(|id| snapshots.get(id).is_none()) {
+            self.state.snapshot = None;
+        }
+        let gone = match &self.state.dialog {
+            Some(Dialog::DescribeSnapshot(machine, id, _) | Dialog::DeleteSnapshot(machine, id)) => {
+                *machine == snapshots.machine && snapshots.get(id).is_none()
+            }
+            Some(Dialog::RestoreSnapshot(back)) => {
+                back.machine == snapshots.machine && snapshots.get(&back.id).is_none()
+            }
+            _ => false,
+        };
+        if gone {
+            self.state.dialog = None;
+        }
+        self.model.snapshots = Some(snapshots);
+    }
+
+    /// The window is to be closed: not without a question while jobs go on, which would be given up.
+    fn close_requested(&mut self) {
+        if !self.closing && self.model.running_jobs().next().is_some() {
+            self.ctx.send_viewport_cmd(egui::ViewportCommand::CancelClose);
+            self.state.picker = None;
+            self.state.dialog = Some(Dialog::Quit);
         }
     }
 
@@ -377,6 +447,7 @@ impl Manager {
                 if self.state.selected.as_deref() != Some(&name) {
                     self.state.selected = Some(name);
                     self.state.edit = None;
+                    self.state.snapshot = None;
                 }
             }
             Action::Show(tab) => self.show(tab),
@@ -429,6 +500,46 @@ impl Manager {
                 self.state.dialog = None;
                 (self.send)(Request::Power(name, verb));
             }
+            Action::LookAt(snapshot) => self.state.snapshot = snapshot,
+            Action::AskRestore(id) => self.ask_about(id, |_, machine, snapshots, one| {
+                let name = free_name(&format!("Before {}", one.name), &snapshots.names());
+                let name = if crate::library::name::check(&name).is_ok() { name } else { "The present".into() };
+                let (keep, start) = (machine.state != model::State::Suspended, machine.state.is_alive());
+                let (machine, id) = (machine.name.clone(), one.id.clone());
+                Dialog::RestoreSnapshot(Return { machine, id, keep, name, start })
+            }),
+            Action::AskDescribe(id) => self.ask_about(id, |_, machine, _, one| {
+                let words = Words { name: one.name.clone(), note: one.note.clone() };
+                Dialog::DescribeSnapshot(machine.name.clone(), one.id.clone(), words)
+            }),
+            Action::AskDeleteSnapshot(id) => {
+                self.ask_about(id, |_, machine, _, one| Dialog::DeleteSnapshot(machine.name.clone(), one.id.clone()));
+            }
+            Action::Answer(request) => {
+                self.state.dialog = None;
+                (self.send)(request);
+            }
+            Action::Cancel(id) => (self.send)(Request::Cancel(id)),
+            Action::QuitAnyway => {
+                self.closing = true;
+                self.ctx.send_viewport_cmd(egui::ViewportCommand::Close);
+            }
+        }
+    }
+
+    /// Opens a dialog about a snapshot of the selected machine, where what is saved of that can be changed.
+    fn ask_about(
+        &mut self,
+        id: String,
+        dialog: impl FnOnce(&Model, &model::Machine, &model::Snapshots, &model::Snapshot) -> Dialog,
+    ) {
+        let selected = self.state.selected.as_deref().unwrap_or_default();
+        let (machine, snapshots) = (self.model.machine(selected), self.model.snapshots_of(selected));
+        let (Some(machine), Some(snapshots)) = (machine, snapshots) else { return };
+        if let Some(one) = snapshots.get(&id)
+            && action::change_refusal(&self.model, machine).is_none()
+        {
+            self.state.dialog = Some(dialog(&self.model, machine, snapshots, one));
         }
     }
 
@@ -452,6 +563,23 @@ impl Manager {
                 self.state.page = Page::Library;
                 self.state.focus_search = true;
             }
+            Command::TakeSnapshot => {
+                if let Some(name) = selected {
+                    let taken = self.model.snapshots_of(&name).map(model::Snapshots::names).unwrap_or_default();
+                    let words = Words { name: free_name("Snapshot", &taken), note: String::new() };
+                    self.state.dialog = Some(Dialog::TakeSnapshot(name, words));
+                }
+            }
+            Command::Fork => {
+                if let Some(name) = selected {
+                    let taken = self.model.names();
+                    let mut names = (1..=taken.len() + 1).map(|number| format!("{name} {number}"));
+                    let is_free = |fork: &String| !taken.iter().any(|other| crate::library::name::same(other, fork));
+                    let fork = names.find(is_free).unwrap_or_default();
+                    self.state.dialog = Some(Dialog::Fork(name, fork));
+                }
+            }
+            Command::Jobs => self.state.dialog = Some(Dialog::Jobs),
             Command::Settings => self.show(Tab::Hardware),
             Command::CheckHost => (self.send)(Request::CheckHost { tell: true }),
             Command::Keys => self.state.dialog = Some(Dialog::Keys),
@@ -486,6 +614,9 @@ impl Manager {
     /// Does a power verb; one that loses something is asked about first.
     fn power(&mut self, name: String, verb: Power) {
         let refused = self.model.machine(&name).is_none_or(|machine| verb.refusal(machine.state).is_some());
+        // What is being done to its files needs them.
+        let at_rest = self.model.machine(&name).is_some_and(|machine| !machine.state.is_alive());
+        let refused = refused || at_rest && self.model.job_of(&name).is_some();
         match verb {
             _ if refused => {}
             Power::Off | Power::Reset => self.state.dialog = Some(Dialog::Confirm(name, verb)),

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use egui::Color32;
 use vmm_core::config::VmConfig;
 
+use super::tree::{self, Row};
+use crate::jobs::Job;
 use crate::library::HostLimits;
 use crate::theme::{Shape, Tokens};
 
@@ -24,6 +26,10 @@ pub struct Model {
     pub checks: Vec<Check>,
     /// The end of the selected machine's log.
     pub log: Log,
+    /// The selected machine's snapshots; `None` until they have been read.
+    pub snapshots: Option<Snapshots>,
+    /// What takes time: what goes on, and what has ended.
+    pub jobs: Vec<Job>,
 }
 
 /// A virtual machine.
@@ -158,6 +164,61 @@ pub struct Log {
     pub files: BTreeMap<String, String>,
 }
 
+/// A machine's snapshots.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Snapshots {
+    /// Whose.
+    pub machine: String,
+    /// All, the oldest first; or why they can't be read.
+    pub all: Result<Vec<Snapshot>, Failure>,
+    /// As they are shown.
+    pub rows: Vec<Row>,
+}
+
+/// A snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its name for programs.
+    pub id: String,
+    /// What it is called.
+    pub name: String,
+    /// What was written of it.
+    pub note: String,
+    /// When it was taken, as a person reads it.
+    pub taken: String,
+    /// What it came after.
+    pub parent: Option<String>,
+    /// The machine ran: it goes on from there. Otherwise it was off.
+    pub running: bool,
+    /// What its own files take on the host, bytes.
+    pub size: u64,
+    /// The present stands on it.
+    pub is_present: bool,
+}
+
+impl Snapshots {
+    /// Puts them in the order they are shown in.
+    pub fn new(machine: String, all: Result<Vec<Snapshot>, Failure>) -> Snapshots {
+        let rows = all.as_ref().map(|all| tree::rows(all)).unwrap_or_default();
+        Snapshots { machine, all, rows }
+    }
+
+    /// The snapshot with this id.
+    pub fn get(&self, id: &str) -> Option<&Snapshot> {
+        self.list().iter().find(|one| one.id == id)
+    }
+
+    /// All that could be read.
+    pub fn list(&self) -> &[Snapshot] {
+        self.all.as_deref().unwrap_or_default()
+    }
+
+    /// The names that are taken.
+    pub fn names(&self) -> Vec<&str> {
+        self.list().iter().map(|one| one.name.as_str()).collect()
+    }
+}
+
 /// A guest's picture, reduced. Kept apart from [`Model`]: it is large and compared by its number.
 #[derive(Debug, Clone)]
 pub struct Picture {
@@ -171,6 +232,21 @@ impl Model {
     /// The names that are taken.
     pub fn names(&self) -> Vec<&str> {
         self.machines.iter().flatten().map(|machine| machine.name.as_str()).collect()
+    }
+
+    /// The snapshots of the machine of this name, once they have been read.
+    pub fn snapshots_of(&self, name: &str) -> Option<&Snapshots> {
+        self.snapshots.as_ref().filter(|snapshots| snapshots.machine == name)
+    }
+
+    /// What goes on and is done to the machine of this name.
+    pub fn job_of(&self, name: &str) -> Option<&Job> {
+        self.running_jobs().find(|job| job.about.machine == name)
+    }
+
+    /// The jobs that go on.
+    pub fn running_jobs(&self) -> impl Iterator<Item = &Job> {
+        self.jobs.iter().filter(|job| job.is_running())
     }
 
     /// The machine of this name.

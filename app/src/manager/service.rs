@@ -2,9 +2,10 @@
 //!
 //! - `library` reads the machines once a second, and the open log;
 //! - one `follow` thread for each running machine asks how it is and takes its picture when it has changed;
-//! - each request has a short-lived `job` thread and calls the function that the command line's verb calls.
+//! - each request has a short-lived `request` thread and calls the function that the command line's verb calls; one that
+//!   takes time becomes a job of [`crate::jobs`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -19,10 +20,11 @@ use vmm_core::base::explain;
 use super::action::{Power, Purpose, Request, Update, Watch};
 use super::model::{Check, DiskFacts, Failure, Log, Machine, Picture, State};
 use super::picker::Entry;
-use super::{Send, settings};
+use super::{Send, settings, snapshots};
 use crate::control::{self, Client, ControlError, protocol};
+use crate::jobs::{About, End, JobError, Jobs, Progress, verbs};
 use crate::library::{self, HostLimits, Library, Outcome, Trashed, preflight, size};
-use crate::session;
+use crate::session::{self, Manner};
 
 /// How often the library and the selected machine are looked at.
 const POLL: Duration = Duration::from_millis(1000);
@@ -34,6 +36,8 @@ const START_PATIENCE: Duration = Duration::from_secs(15);
 const PICTURE: u32 = 960;
 /// The width of the others'.
 const THUMBNAIL: u32 = 192;
+/// The most that a picture's pixels take, bytes.
+const MAX_PIXELS: usize = 32 << 20;
 /// What is read of a log's end, bytes.
 const LOG_TAIL: u64 = 64 * 1024;
 /// The most log files that are shown.
@@ -66,11 +70,13 @@ struct Shared {
     live: Mutex<HashMap<String, Live>>,
     /// Wakes the library's thread.
     kick: Sender<()>,
+    jobs: Jobs,
 }
 
 /// How a running machine is.
 #[derive(Debug, Clone, PartialEq)]
 struct Live {
+    name: String,
     state: State,
     headless: bool,
     drives: Option<Vec<Option<PathBuf>>>,
@@ -100,7 +106,9 @@ pub fn start(
         tell.say(Update::Settings(settings));
     }
     let (kick, kicked) = mpsc::channel();
-    let shared = Arc::new(Shared { library, tell, watch: Mutex::default(), live: Mutex::default(), kick });
+    let told = tell.clone();
+    let jobs = Jobs::new(move |jobs| told.say(Update::Jobs(jobs)));
+    let shared = Arc::new(Shared { library, tell, watch: Mutex::default(), live: Mutex::default(), kick, jobs });
     let watcher = Arc::clone(&shared);
     thread::Builder::new().name("library".into()).spawn(move || watch_library(&watcher, &kicked))?;
     let tell = shared.tell.clone();
@@ -119,9 +127,12 @@ fn dispatch(shared: &Arc<Shared>, request: Request) {
         let _ = shared.kick.send(());
         return;
     }
+    if let Request::Cancel(id) = request {
+        return shared.jobs.cancel(id);
+    }
     let worker = Arc::clone(shared);
-    let spawned = thread::Builder::new().name("job".into()).spawn(move || {
-        job(&worker, request);
+    let spawned = thread::Builder::new().name("request".into()).spawn(move || {
+        perform(&worker, request);
         let _ = worker.kick.send(());
     });
     if let Err(error) = spawned {
@@ -148,14 +159,154 @@ fn sentence(text: &str) -> String {
     format!("{}{}{stop}", first.to_uppercase(), letters.as_str())
 }
 
-fn failure(what: String, error: &(dyn std::error::Error + 'static), next: Option<&str>) -> Failure {
+pub(super) fn failure(what: String, error: &(dyn std::error::Error + 'static), next: Option<&str>) -> Failure {
     Failure { what, cause: chain(error), next: next.map(Into::into) }
 }
 
-fn job(shared: &Shared, request: Request) {
+/// A request that takes time.
+struct Work {
+    /// The machine it is done to.
+    machine: String,
+    /// What it does, like `Taking the snapshot “one” of Debian`.
+    what: String,
+    /// What is said when it is done, if anything is.
+    done: Option<String>,
+    /// What is said when it is not.
+    failed: String,
+    can_cancel: bool,
+    work: Box<Do>,
+}
+
+/// The work itself.
+type Do = dyn FnOnce(&Library, Progress<'_>) -> Result<(), WorkError> + std::marker::Send;
+
+/// Begins a job. Its end is told when it comes.
+fn begin(shared: &Arc<Shared>, work: Work) {
+    let Work { machine, what, done, failed, can_cancel, work } = work;
+    let logs = shared.library.load(&machine).ok().map(|machine| machine.logs());
+    let about = About { machine, what: what.clone(), logs, can_cancel };
+    let worker = Arc::clone(shared);
+    let headline = failed.clone();
+    let started = shared.jobs.start(about, move |progress| {
+        let end = match work(&worker.library, progress) {
+            Ok(()) => {
+                if let Some(done) = done {
+                    worker.tell.say(Update::Notice(done));
+                }
+                End::Done
+            }
+            Err(WorkError::Job(error)) if error.is_cancelled() => {
+                worker.tell.say(Update::Cancelled(format!("Cancelled: {}", small(&what))));
+                End::Cancelled
+            }
+            Err(error) => {
+                worker.tell.say(failure(failed, &error, None).into());
+                End::Failed(explain(&error))
+            }
+        };
+        let _ = worker.kick.send(());
+        end
+    });
+    if let Err(error) = started {
+        shared.tell.say(failure(headline, &error, None).into());
+    }
+}
+
+/// Why a job came to nothing.
+#[derive(Debug, thiserror::Error)]
+enum WorkError {
+    #[error(transparent)]
+    Job(#[from] JobError),
+    #[error("it went back, but it was not started")]
+    Start(#[source] session::LaunchError),
+}
+
+/// With a small letter at its start, for the middle of a sentence.
+fn small(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect())
+}
+
+fn perform(shared: &Arc<Shared>, request: Request) {
     let library = &shared.library;
     let tell = |update| shared.tell.say(update);
     match request {
+        Request::Power(name, Power::Suspend) => begin(
+            shared,
+            Work {
+                what: format!("Suspending {name}"),
+                done: None,
+                failed: format!("{name} was not suspended"),
+                can_cancel: true,
+                machine: name.clone(),
+                work: Box::new(move |library, progress| Ok(verbs::suspend(library, &name, progress).map(drop)?)),
+            },
+        ),
+        Request::TakeSnapshot(name, snapshot, note) => begin(
+            shared,
+            Work {
+                what: format!("Taking the snapshot “{snapshot}” of {name}"),
+                done: Some(format!("Took the snapshot “{snapshot}” of {name}")),
+                failed: format!("The snapshot “{snapshot}” of {name} was not taken"),
+                can_cancel: true,
+                machine: name.clone(),
+                work: Box::new(move |library, progress| {
+                    Ok(verbs::take_snapshot(library, &name, &snapshot, &note, progress).map(drop)?)
+                }),
+            },
+        ),
+        Request::RestoreSnapshot { machine: name, snapshot, present, start } => {
+            let headless = lock(&shared.live).values().any(|live| live.name == name && live.headless);
+            begin(
+                shared,
+                Work {
+                    what: format!("Restoring “{}” of {name}", snapshot.name),
+                    done: Some(format!("{name} is back at “{}”", snapshot.name)),
+                    failed: format!("{name} did not go back to “{}”", snapshot.name),
+                    // What loses something has begun by the time that a person would see it.
+                    can_cancel: present.keep.is_some(),
+                    machine: name.clone(),
+                    work: Box::new(move |library, progress| {
+                        let machine = verbs::restore_snapshot(library, &name, &snapshot.id, &present, progress)?;
+                        if start {
+                            session::launch(library, &machine, Manner { headless, ..Manner::default() })
+                                .map_err(WorkError::Start)?;
+                        }
+                        Ok(())
+                    }),
+                },
+            );
+        }
+        Request::DeleteSnapshot(name, snapshot) => begin(
+            shared,
+            Work {
+                what: format!("Deleting the snapshot “{}” of {name}", snapshot.name),
+                done: Some(format!("Deleted the snapshot “{}” of {name}", snapshot.name)),
+                failed: format!("The snapshot “{}” of {name} was not deleted", snapshot.name),
+                can_cancel: true,
+                machine: name.clone(),
+                work: Box::new(move |library, progress| {
+                    Ok(verbs::delete_snapshot(library, &name, &snapshot.id, progress).map(drop)?)
+                }),
+            },
+        ),
+        Request::Fork(name, fork) => begin(
+            shared,
+            Work {
+                what: format!("Forking {name}"),
+                done: Some(format!("{fork} goes on from this moment of {name}")),
+                failed: format!("{name} was not forked"),
+                can_cancel: false,
+                machine: name.clone(),
+                work: Box::new(move |library, progress| Ok(verbs::fork(library, &name, &fork, progress).map(drop)?)),
+            },
+        ),
+        Request::DescribeSnapshot(name, snapshot, new, note) => {
+            if let Err(error) = verbs::describe_snapshot(library, &name, &snapshot.id, Some(&new), Some(&note)) {
+                let what = format!("The snapshot “{}” of {name} was not renamed", snapshot.name);
+                tell(failure(what, &error, None).into());
+            }
+        }
         Request::Power(name, verb) => {
             if let Err(failure) = power(library, &name, verb) {
                 tell(failure.into());
@@ -265,8 +416,8 @@ fn job(shared: &Shared, request: Request) {
                 tell(failure("The settings of the manager were not kept".into(), &error, None).into());
             }
         }
-        // Never comes here: it starts no job.
-        Request::Watch(_) => {}
+        // Never come here: they need no thread.
+        Request::Watch(_) | Request::Cancel(_) => {}
     }
 }
 
@@ -293,7 +444,7 @@ fn power(library: &Library, name: &str, verb: Power) -> Result<(), Failure> {
             let what = format!("{name} did not start");
             let next = "The machine's Log tab tells what its monitor wrote down.";
             let machine = library.load(name).map_err(|error| failure(what.clone(), &error, None))?;
-            return match session::launch(library, &machine, session::Manner::default()) {
+            return match session::launch(library, &machine, Manner::default()) {
                 Ok(_) => Ok(()),
                 Err(error) => Err(failure(what, &error, Some(next))),
             };
@@ -306,12 +457,8 @@ fn power(library: &Library, name: &str, verb: Power) -> Result<(), Failure> {
             });
             return discarded.map_err(|error| failure(format!("{name} was not powered off"), &error, None));
         }
-        Power::Suspend => {
-            let saved = machine_id(library, name).and_then(|id| {
-                Client::connect(&id)?.work(&protocol::Request::Suspend, |_, _| true).map_err(Into::into)
-            });
-            return saved.map_err(|error| failure(format!("{name} was not suspended"), &error, None));
-        }
+        // A job, see `perform`.
+        Power::Suspend => ("was not suspended", protocol::Request::Suspend),
         Power::ShutDown => ("was not asked to shut down", protocol::Request::ShutDown),
         Power::Off => ("was not powered off", protocol::Request::PowerOff),
         Power::Reset => ("was not reset", protocol::Request::Reset),
@@ -376,6 +523,9 @@ fn watch_library(shared: &Arc<Shared>, kicked: &Receiver<()>) {
     let mut last: Option<Vec<Machine>> = None;
     let mut failed: Option<Failure> = None;
     let mut last_log = None;
+    let mut last_snapshots = None;
+    // The snapshots whose pictures the window has.
+    let mut pictured: HashSet<String> = HashSet::new();
     loop {
         match shared.library.list() {
             Ok(entries) => {
@@ -406,6 +556,24 @@ fn watch_library(shared: &Arc<Shared>, kicked: &Receiver<()>) {
                 last_log = Some(log);
             }
         }
+        let watched = watch.selected.filter(|_| watch.snapshots);
+        let machine = last.iter().flatten().find(|machine| watched.as_ref() == Some(&machine.name));
+        if let Some(kept) = machine.and_then(|machine| shared.library.load(&machine.name).ok()) {
+            let snapshots = snapshots::read(&kept);
+            pictured.retain(|id| snapshots.get(id).is_some());
+            let new: Vec<String> =
+                snapshots.list().iter().map(|one| one.id.clone()).filter(|id| !pictured.contains(id)).collect();
+            if last_snapshots.as_ref() != Some(&snapshots) {
+                shared.tell.say(Update::Snapshots(snapshots.clone()));
+                last_snapshots = Some(snapshots);
+            }
+            for id in new {
+                if let Some(image) = snapshots::picture(&kept, &id) {
+                    shared.tell.say(Update::SnapshotPicture(id.clone(), image));
+                }
+                pictured.insert(id);
+            }
+        }
         match kicked.recv_timeout(POLL) {
             Ok(()) | Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
@@ -433,8 +601,8 @@ fn look_at(shared: &Arc<Shared>, entry: library::Entry, followers: &mut HashMap<
             };
         }
     };
-    // A lock that can't be read is treated as nobody's: a start will tell.
-    let held = kept.holder().ok().flatten().is_some();
+    // A lock that can't be read is treated as nobody's: a start will tell. One of this process is a job's.
+    let held = kept.holder().ok().flatten().is_some_and(|holder| holder.pid != std::process::id());
     if held && !followers.contains_key(&kept.id) {
         let (stop, stopped) = mpsc::channel();
         let (shared, id, name) = (Arc::clone(shared), kept.id.clone(), name.clone());
@@ -448,7 +616,8 @@ fn look_at(shared: &Arc<Shared>, entry: library::Entry, followers: &mut HashMap<
         lock(&shared.live).remove(&kept.id);
     }
     let live = lock(&shared.live).get(&kept.id).cloned();
-    let live = live.unwrap_or(Live {
+    let live = live.unwrap_or_else(|| Live {
+        name: name.clone(),
         state: if held { State::Starting } else { at_rest(&kept) },
         headless: false,
         drives: None,
@@ -502,14 +671,14 @@ fn follow(shared: &Shared, id: &str, name: &str, stopped: &Receiver<()>) {
         let (live, seen) = match see(&mut client, id) {
             Ok(state) => {
                 let seen = state.screen.is_some().then_some((state.frames, width));
-                (Live::from(state), seen)
+                (Live::of(name, state), seen)
             }
             Err(error) => {
                 client = None;
                 let young = begun.elapsed() < START_PATIENCE && matches!(error, ControlError::NotRunning);
                 let state = if young { State::Starting } else { State::Unresponsive };
                 let problem = (!young).then(|| chain(&error));
-                (Live { state, headless: false, drives: None, problem }, None)
+                (Live { name: name.to_string(), state, headless: false, drives: None, problem }, None)
             }
         };
         if live.state == State::Stopped {
@@ -538,9 +707,10 @@ fn see(client: &mut Option<Client>, id: &str) -> Result<protocol::State, Control
     }
 }
 
-impl From<protocol::State> for Live {
-    fn from(state: protocol::State) -> Live {
+impl Live {
+    fn of(name: &str, state: protocol::State) -> Live {
         Live {
+            name: name.to_string(),
             state: match state.power {
                 control::Power::Starting => State::Starting,
                 control::Power::Running => State::Running,
@@ -556,11 +726,16 @@ impl From<protocol::State> for Live {
 
 /// The machine's screen, reduced; `None` when there is none or it makes no sense.
 fn picture(client: &mut Client, width: u32) -> Option<ColorImage> {
-    let shot = client.screenshot(Some(width)).ok()?;
-    let mut decoder = png::Decoder::new(std::io::Cursor::new(shot.png));
+    decode(&client.screenshot(Some(width)).ok()?.png)
+}
+
+/// The picture in a PNG file; `None` when it makes no sense or is larger than any of ours.
+pub(super) fn decode(png: &[u8]) -> Option<ColorImage> {
+    let mut decoder = png::Decoder::new(std::io::Cursor::new(png));
     decoder.set_transformations(png::Transformations::normalize_to_color8());
     let mut reader = decoder.read_info().ok()?;
-    let mut pixels = vec![0; reader.output_buffer_size()?];
+    let size = reader.output_buffer_size().filter(|&size| size <= MAX_PIXELS)?;
+    let mut pixels = vec![0; size];
     let info = reader.next_frame(&mut pixels).ok()?;
     pixels.truncate(info.buffer_size());
     let size = [usize::try_from(info.width).ok()?, usize::try_from(info.height).ok()?];

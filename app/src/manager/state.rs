@@ -26,6 +26,8 @@ pub enum Tab {
     /// Its picture and what it is.
     #[default]
     Overview,
+    /// The points that it can go back to.
+    Snapshots,
     /// Its settings.
     Hardware,
     /// What it and its monitor wrote down.
@@ -34,12 +36,13 @@ pub enum Tab {
 
 impl Tab {
     /// All, in the order that never changes.
-    pub const ALL: [Tab; 3] = [Tab::Overview, Tab::Hardware, Tab::Log];
+    pub const ALL: [Tab; 4] = [Tab::Overview, Tab::Snapshots, Tab::Hardware, Tab::Log];
 
     /// What it is called.
     pub fn label(self) -> &'static str {
         match self {
             Tab::Overview => "Overview",
+            Tab::Snapshots => "Snapshots",
             Tab::Hardware => "Hardware",
             Tab::Log => "Log",
         }
@@ -59,6 +62,52 @@ pub enum Dialog {
     Confirm(String, Power),
     /// Whether a machine's UEFI variables are to be forgotten.
     ResetVariables(String),
+    /// What a snapshot of the machine is to be called.
+    TakeSnapshot(String, Words),
+    /// What a snapshot, by its id, is to be called from now on.
+    DescribeSnapshot(String, String, Words),
+    /// Whether to go back to a snapshot.
+    RestoreSnapshot(Return),
+    /// Whether a snapshot of the machine, by its id, is to go.
+    DeleteSnapshot(String, String),
+    /// What a fork of the machine is to be called.
+    Fork(String, String),
+    /// What goes on and what has ended.
+    Jobs,
+    /// Jobs go on, and the window was to be closed.
+    Quit,
+}
+
+/// What is said of a snapshot, as typed so far.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Words {
+    /// Its name.
+    pub name: String,
+    /// Its note.
+    pub note: String,
+}
+
+/// Going back to a snapshot, as chosen so far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Return {
+    /// The machine.
+    pub machine: String,
+    /// The snapshot's id.
+    pub id: String,
+    /// A snapshot of the present is taken first.
+    pub keep: bool,
+    /// What that is called.
+    pub name: String,
+    /// The machine is started afterwards.
+    pub start: bool,
+}
+
+impl Dialog {
+    /// What it shows depends on the machine's snapshots.
+    pub fn is_about_snapshots(&self) -> bool {
+        use Dialog as D;
+        matches!(self, D::TakeSnapshot(..) | D::DescribeSnapshot(..) | D::RestoreSnapshot(_) | D::DeleteSnapshot(..))
+    }
 }
 
 /// A passing notice.
@@ -89,6 +138,10 @@ pub struct ViewState {
     pub search: String,
     /// The search field gets the keyboard in the next frame.
     pub focus_search: bool,
+    /// The snapshot that is looked at, by its id; `None` is the present.
+    pub snapshot: Option<String>,
+    /// The row of the snapshots' tree that has the keyboard: keys mean the snapshot and not the machine.
+    pub focused_snapshot: Option<Option<String>>,
     /// The machine that is being made.
     pub draft: Option<Draft>,
     /// The settings that are being changed.

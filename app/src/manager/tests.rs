@@ -10,11 +10,14 @@ use egui_kittest::{Harness, Node};
 use vmm_core::config::{CdromConfig, DiskBus, DiskConfig, VmConfig};
 
 use super::action::{Power, Purpose, Request, Settings, Update, Watch};
-use super::model::{Check, DiskFacts, Failure, Log, Machine, Picture, State};
+use super::model::{Check, DiskFacts, Failure, Log, Machine, Picture, Snapshots, State};
 use super::picker::Entry;
 use super::{Manager, tokens};
 use crate::library::{Firmware, HostLimits, Medium, MediumKind, NewDisk, Trashed, UefiSupport};
 use crate::theme::{self, Appearance};
+
+#[path = "snapshot_tests.rs"]
+mod snapshots;
 
 /// A manager, and the other ends of its channels.
 struct Stage {
@@ -542,7 +545,7 @@ fn the_workers_are_told_what_is_looked_at_so_that_they_read_no_more() {
     stage.click("Log");
     let watched: Vec<Watch> =
         stage.asked.try_iter().filter_map(|r| if let Request::Watch(watch) = r { Some(watch) } else { None }).collect();
-    assert_eq!(watched.last(), Some(&Watch { selected: Some("Debian".into()), log: true }));
+    assert_eq!(watched.last(), Some(&Watch { selected: Some("Debian".into()), log: true, snapshots: false }));
     let files = [("serial.log".to_string(), "login:".to_string())].into();
     stage.tell(Update::Log(Log { name: "Debian".into(), files }));
     assert!(stage.shows("serial.log") && stage.shows("login:"));
@@ -585,6 +588,30 @@ fn pages() -> Vec<Page> {
         ("keys", |stage| {
             stage.tell(Update::Machines(Ok(three())));
             stage.key(Modifiers::NONE, Key::F1);
+        }),
+        ("snapshots", snapshots::open),
+        ("no-snapshots", |stage| {
+            stage.tell(Update::Machines(Ok(three())));
+            stage.click("Snapshots");
+            stage.tell(Update::Snapshots(Snapshots::new("Debian".into(), Ok(vec![]))));
+        }),
+        ("restore", |stage| {
+            snapshots::open(stage);
+            stage.click("Restore…");
+        }),
+        ("take", |stage| {
+            snapshots::open(stage);
+            stage.key(CTRL, Key::T);
+        }),
+        ("jobs", |stage| {
+            snapshots::open(stage);
+            stage.tell(Update::Jobs(snapshots::jobs()));
+        }),
+        ("jobs-list", |stage| {
+            snapshots::open(stage);
+            stage.tell(Update::Jobs(snapshots::jobs()));
+            stage.manager().perform(super::Action::Command(super::Command::Jobs));
+            stage.harness.run();
         }),
     ]
 }
@@ -675,7 +702,9 @@ fn every_page_is_reached_and_left_by_the_keyboard_alone() {
 fn pages_look_as_they_did() {
     let mut results = egui_kittest::SnapshotResults::new();
     for dark in [true, false] {
-        for (page, open) in pages().into_iter().filter(|(page, _)| ["empty", "library", "new"].contains(page)) {
+        for (page, open) in
+            pages().into_iter().filter(|(page, _)| ["empty", "library", "new", "snapshots", "jobs"].contains(page))
+        {
             let mut stage = Stage::with(Vec2::new(960.0, 640.0), dark);
             open(&mut stage);
             stage.harness.remove_cursor();

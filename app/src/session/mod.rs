@@ -357,8 +357,10 @@ impl server::Host for Session {
                 }
                 None => Err("it runs without a window; its process was started with --headless".into()),
             },
+            Request::DescribeSnapshot { snapshot, name, note } => self.describe_snapshot(&snapshot, &name, &note),
             // The server answers these itself.
             Request::Hello { .. }
+            | Request::Cancel
             | Request::State
             | Request::Suspend
             | Request::TakeSnapshot { .. }

@@ -176,6 +176,15 @@ impl Session {
         Ok(())
     }
 
+    /// Gives a snapshot another name and note.
+    ///
+    /// # Errors
+    /// Why not, a sentence.
+    pub(super) fn describe_snapshot(&self, snapshot: &str, name: &str, note: &str) -> Result<(), String> {
+        let (machine, _guard) = self.kept()?;
+        machine.describe_snapshot(snapshot, name, note).map_err(said)
+    }
+
     /// Makes a machine that goes on from this moment as well, with RAM and disks that both share until they write to them.
     ///
     /// # Errors
@@ -205,6 +214,19 @@ impl Session {
             .map_err(|error| give_up(said(error)))?;
         self.note(&format!("Forked {:?}; the guest was stopped for {} µs.", fork.name, stopped.as_micros()));
         Ok(())
+    }
+
+    /// The same with the first name that is free, which it returns.
+    ///
+    /// # Errors
+    /// As there.
+    #[cfg(feature = "gui")]
+    pub(super) fn fork_anew(&self) -> Result<String, String> {
+        let library = self.library.as_ref().ok_or("this machine is not kept")?;
+        let machine = library.load(&self.id).map_err(said)?;
+        let name = library.free_fork_name(&machine.name).map_err(said)?;
+        self.fork(&name)?;
+        Ok(name)
     }
 
     /// Goes on with a machine that was forked off: it makes new random numbers.

@@ -10,7 +10,7 @@ use vmm_core::config::VmConfig;
 use super::run::RunError;
 use super::signals::Signals;
 use super::{Session, Start, Streams};
-use crate::console::{self, ConsoleSession, Options, Request};
+use crate::console::{self, ConsoleSession, Options, Request, Saving};
 use crate::control::{Stream, server};
 use crate::manager;
 
@@ -57,7 +57,13 @@ pub fn show(
             return Err(error.into());
         }
         let (commanded, typed, saved) = (session.clone(), session.clone(), session.clone());
-        let suspend: console::Suspend = Box::new(move || saved.suspend(&mut |_, _| true));
+        let save: console::Save = Box::new(move |what, progress| match what {
+            Saving::Suspend => saved.suspend(progress).map(|()| "Suspended".into()),
+            Saving::Snapshot(name, note) => {
+                saved.take_snapshot(name, note, progress).map(|()| format!("Took the snapshot “{name}”"))
+            }
+            Saving::Fork => saved.fork_anew().map(|fork| format!("“{fork}” goes on from this moment as well")),
+        });
         let (serial, port) = UnixStream::pair().map_err(RunError::host("connect the window with the serial port"))?;
         let attached = server::Host::attach(&*session, Stream::Serial, port);
         Ok(ConsoleSession {
@@ -67,7 +73,7 @@ pub fn show(
             serial: attached.is_ok().then_some(serial),
             command: Box::new(move |command| commanded.send(command)),
             type_text: Box::new(move |text| typed.type_text(text)),
-            suspend: session.library.is_some().then_some(suspend),
+            save: session.library.is_some().then_some(save),
             events: inbox,
             requests: asked,
         })

@@ -9,7 +9,7 @@ pub mod tokens;
 mod widgets;
 
 pub use state::Shape;
-pub use style::{Appearance, install, set_appearance};
+pub use style::{Appearance, install, semibold, set_appearance};
 pub use tokens::{Tokens, size, time};
 pub use widgets::{Amount, Note, Tone, UiExt, focus_ring, text_edit};
 

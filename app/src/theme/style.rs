@@ -42,7 +42,8 @@ pub fn set_appearance(ctx: &Context, appearance: Appearance, desktop: Option<The
 }
 
 /// The family of headings and of what is selected.
-pub(super) fn semibold() -> FontFamily {
+/// The typeface of what stands out.
+pub fn semibold() -> FontFamily {
     FontFamily::Name("semibold".into())
 }
 

@@ -76,6 +76,18 @@ pub mod size {
     pub const CHECK: f32 = 104.0;
     /// How thick a meter is.
     pub const METER: f32 = 6.0;
+    /// A lane of the snapshots' tree.
+    pub const LANE: f32 = 22.0;
+    /// A snapshot in it, from its middle.
+    pub const DOT: f32 = 5.0;
+    /// The present in it.
+    pub const DOT_HERE: f32 = 7.0;
+    /// The widest that the snapshot which is looked at gets beside the tree.
+    pub const DETAILS: f32 = 360.0;
+    /// The longest that the bar of a job gets.
+    pub const PROGRESS: f32 = 220.0;
+    /// How far a job is, in words.
+    pub const PERCENT: f32 = 84.0;
     /// The width of a menu's rows.
     pub const MENU: f32 = 240.0;
     /// A dialog's width.

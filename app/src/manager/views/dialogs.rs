@@ -1,8 +1,8 @@
-//! Dialogs: a new name, what would be lost, all keys, and what this is.
+//! Dialogs of the window: a new name, what would be lost, all keys, and what this is.
 
 use egui::{Frame, Grid, Id, Key, Margin, Modal, ScrollArea, Ui};
 
-use super::{View, form};
+use super::{View, form, jobs, snapshot_dialogs as snapshots};
 use crate::manager::action::{Action, Command, Power};
 use crate::manager::state::Dialog;
 use crate::theme::{Note, Tone, UiExt, icon, size};
@@ -14,6 +14,13 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>) {
         Dialog::Rename(name, typed) => rename(ui, view, &name, typed),
         Dialog::Confirm(name, verb) => confirm(ui, view, &name, verb),
         Dialog::ResetVariables(name) => reset_variables(ui, view, &name),
+        Dialog::TakeSnapshot(name, words) => snapshots::take(ui, view, &name, words),
+        Dialog::DescribeSnapshot(name, id, words) => snapshots::describe(ui, view, &name, &id, words),
+        Dialog::RestoreSnapshot(back) => snapshots::restore(ui, view, back),
+        Dialog::DeleteSnapshot(name, id) => snapshots::delete(ui, view, &name, &id),
+        Dialog::Fork(name, typed) => snapshots::fork(ui, view, &name, typed),
+        Dialog::Jobs => jobs::list(ui, view),
+        Dialog::Quit => jobs::quit(ui, view),
         Dialog::Keys => keys(ui, view),
         Dialog::About => about(ui, view),
     });
@@ -77,7 +84,7 @@ fn rename(ui: &mut Ui, view: &mut View<'_>, name: &str, mut typed: String) {
 }
 
 /// Gives a widget the keyboard when its dialog opens, once.
-fn first_focus(ui: &Ui, response: &egui::Response) {
+pub(super) fn first_focus(ui: &Ui, response: &egui::Response) {
     let id = response.id.with("first focus");
     let frame = ui.ctx().cumulative_pass_nr();
     let last = ui.data(|data| data.get_temp::<u64>(id));
@@ -187,7 +194,7 @@ fn about(ui: &mut Ui, view: &mut View<'_>) {
     close(ui, view);
 }
 
-fn close(ui: &mut Ui, view: &mut View<'_>) {
+pub(super) fn close(ui: &mut Ui, view: &mut View<'_>) {
     ui.add_space(size::GAP);
     let button = ui.tool_button(Tone::Info, "", "Close", None);
     first_focus(ui, &button);

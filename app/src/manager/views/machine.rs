@@ -3,7 +3,7 @@
 use egui::{Frame, Layout, Margin, Panel, Popup, Sense, Ui, WidgetInfo, WidgetType, vec2};
 use vmm_core::config::{Boot, VmConfig};
 
-use super::{View, hardware, log, notices, shell};
+use super::{View, hardware, log, notices, shell, snapshots};
 use crate::library::size::human;
 use crate::manager::action::{Action, Command};
 use crate::manager::model::{Machine, State};
@@ -37,6 +37,7 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>) {
                 notices::checks(ui, view);
                 overview(ui, view, machine);
             }),
+            Tab::Snapshots => snapshots::show(ui, view, machine),
             Tab::Hardware => hardware::show(ui, view, machine),
             Tab::Log => log::show(ui, view, machine),
         });
@@ -74,8 +75,8 @@ fn header(ui: &mut Ui, view: &mut View<'_>, machine: &Machine) {
         ui.horizontal_wrapped(|ui| power_verbs(ui, view, machine, false));
     }
     ui.add_space(size::GAP_SMALL);
-    ui.horizontal(|ui| {
-        ui.spacing_mut().item_spacing.x = size::GAP_PAGE;
+    ui.horizontal_wrapped(|ui| {
+        ui.spacing_mut().item_spacing = vec2(size::GAP_PAGE, 0.0);
         for tab in Tab::ALL {
             let response = ui.tab(view.state.tab == tab, tab.label());
             if response.clicked() {
@@ -116,6 +117,9 @@ fn more(ui: &mut Ui, view: &mut View<'_>) {
         view.command_item(ui, Command::Suspend);
         view.command_item(ui, Command::PowerOff);
         view.command_item(ui, Command::Reset);
+        ui.separator();
+        view.command_item(ui, Command::TakeSnapshot);
+        view.command_item(ui, Command::Fork);
         ui.separator();
         view.command_item(ui, Command::Settings);
         view.command_item(ui, Command::Rename);

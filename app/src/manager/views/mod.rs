@@ -4,6 +4,7 @@ mod dialogs;
 mod empty;
 mod form;
 mod hardware;
+mod jobs;
 mod library;
 mod log;
 mod machine;
@@ -11,6 +12,8 @@ mod new_machine;
 mod notices;
 mod picker;
 mod shell;
+mod snapshot_dialogs;
+mod snapshots;
 
 use std::collections::HashMap;
 
@@ -34,6 +37,8 @@ pub struct View<'a> {
     pub state: &'a mut ViewState,
     /// The guests' pictures.
     pub pictures: &'a Pictures,
+    /// The snapshots' pictures, by their ids.
+    pub snapshot_pictures: &'a Pictures,
     /// What the person asks for.
     pub actions: Vec<Action>,
 }
@@ -46,6 +51,8 @@ impl View<'_> {
     /// A button for a command, disabled with its reason when it can't be done.
     fn command_button(&mut self, ui: &mut Ui, command: Command, tone: Tone) {
         let reason = command.refusal(self.model, self.state);
+        // What can't be used does not stand out.
+        let tone = if reason.is_some() && tone == Tone::Good { Tone::Info } else { tone };
         if ui.tool_button(tone, command.icon(), command.label(), reason).clicked() {
             self.ask(Action::Command(command));
         }

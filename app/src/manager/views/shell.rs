@@ -2,7 +2,7 @@
 
 use egui::{Align, CentralPanel, Frame, Layout, Margin, MenuBar, Panel, ScrollArea, Ui};
 
-use super::{View, dialogs, empty, library, machine, new_machine, notices, picker};
+use super::{View, dialogs, empty, jobs, library, machine, new_machine, notices, picker};
 use crate::manager::action::Command;
 use crate::manager::state::Page;
 use crate::theme::{Appearance, UiExt, size};
@@ -14,6 +14,7 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>) {
     Panel::top("menus").frame(Frame::new().fill(t.panel).inner_margin(Margin::symmetric(8, 2))).show(ui, |ui| {
         ui.add_enabled_ui(!modal, |ui| menus(ui, view));
     });
+    jobs::strip(ui, view);
     match (&view.model.machines, view.state.page) {
         (_, Page::New) => new_machine::show(ui, view),
         (None, Page::Library) => {
@@ -121,11 +122,17 @@ fn menus(ui: &mut Ui, view: &mut View<'_>) {
             view.command_item(ui, C::PowerOff);
             view.command_item(ui, C::Reset);
             ui.separator();
+            view.command_item(ui, C::TakeSnapshot);
+            view.command_item(ui, C::Fork);
+            ui.separator();
             view.command_item(ui, C::Settings);
             view.command_item(ui, C::Rename);
             view.command_item(ui, C::Delete);
         });
-        ui.menu_button("Tools", |ui| view.command_item(ui, C::CheckHost));
+        ui.menu_button("Tools", |ui| {
+            view.command_item(ui, C::Jobs);
+            view.command_item(ui, C::CheckHost);
+        });
         ui.menu_button("Help", |ui| {
             view.command_item(ui, C::Keys);
             view.command_item(ui, C::About);
