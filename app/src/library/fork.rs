@@ -23,7 +23,7 @@ impl Library {
         let made = (|| {
             let mut machine = source.clone();
             (machine.id, machine.name, machine.created) = (id, name, Timestamp::now());
-            (machine.present, machine.resume) = (None, None);
+            (machine.present, machine.resume, machine.restoring) = (None, None, None);
             machine.folder.clone_from(&building);
             let own = |path: &Path| path.starts_with(FOLDER) || Some(path) == variables(source);
             for path in paths_mut(&mut machine.config).filter(|path| !own(path)) {

@@ -33,6 +33,8 @@ pub struct Machine {
     pub present: Option<String>,
     /// The snapshot, with RAM, that its next start goes on from.
     pub resume: Option<String>,
+    /// The snapshot that it was set back to, as long as not all of that is done: what it was suspended in is given up already.
+    pub restoring: Option<String>,
     pub(super) folder: PathBuf,
 }
 
@@ -52,6 +54,8 @@ struct MachineFile {
     present: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     resume: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    restoring: Option<String>,
     #[serde(default)]
     boot: Boot,
     #[serde(default)]
@@ -172,6 +176,7 @@ impl Machine {
             hyperv,
             present,
             resume,
+            restoring,
         } = file;
         // What the machine is to its guest is its id.
         let uuid = None;
@@ -192,12 +197,12 @@ impl Machine {
             let first = errors.swap_remove(0);
             return Err(broken(&first.field, first.problem));
         }
-        Ok(Machine { id, name, created, config, present, resume, folder: folder.into() })
+        Ok(Machine { id, name, created, config, present, resume, restoring, folder: folder.into() })
     }
 
     /// The machine's file, as [`Machine::write`] writes it.
     pub(crate) fn text(&self) -> Result<String, LibraryError> {
-        let Machine { id, name, created, config, present, resume, folder: _ } = self.clone();
+        let Machine { id, name, created, config, present, resume, restoring, folder: _ } = self.clone();
         let VmConfig { cpus, memory_mib, boot, disks, cdroms, nets, display, tpm, topology, hyperv, uuid: _ } = config;
         let file = MachineFile {
             schema: SCHEMA,
@@ -216,6 +221,7 @@ impl Machine {
             hyperv,
             present,
             resume,
+            restoring,
         };
         let write = LibraryError::io("write", &self.folder.join(FILE));
         toml::to_string(&file).map_err(|error| write(std::io::Error::other(error)))

@@ -48,7 +48,7 @@ pub use checkpoints::{Checkpoints, Saved};
 pub use detect::{Medium, MediumKind, detect};
 pub use files::random_hex;
 pub use firmware::{Firmware, UefiSupport};
-pub use layers::{DiskImageError, recover};
+pub use layers::DiskImageError;
 pub use limits::HostLimits;
 pub use lock::Holder;
 pub use machine::Machine;
@@ -492,6 +492,7 @@ impl Library {
             config: new.config(),
             present: None,
             resume: None,
+            restoring: None,
             folder: building.clone(),
         };
         let made = build(&machine, &new).and_then(|()| self.place(&building, &machine.name));

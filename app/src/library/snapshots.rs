@@ -93,6 +93,7 @@ impl Machine {
     /// # Errors
     /// The name is none, a disk can't be part of it, or the host has no room. The machine is what it was then.
     pub fn take_snapshot(&mut self, name: &str, note: &str) -> Result<String, LibraryError> {
+        self.finish_what_was_begun()?;
         if self.goes_on_from()?.is_some() {
             return Err(LibraryError::Suspended { name: self.name.clone() });
         }
@@ -100,7 +101,10 @@ impl Machine {
         let about = self.about_now(name, note)?;
         let id = Checkpoints::new_id()?;
         let overlays = self.make_overlays(&id)?;
+        let mut changed = self.with_overlays(&overlays);
         let written = (|| {
+            // The new images read as the old ones do. From here on a start writes to them: never to what a snapshot has.
+            changed.write()?;
             let draft = checkpoints.store().begin(&id)?;
             draft.add(ABOUT, &about.text())?;
             for (name, path) in self.loose_files()? {
@@ -110,14 +114,27 @@ impl Machine {
             Ok(draft.write_off(&self.resolved())?)
         })();
         if let Err(error) = written {
-            self.remove_overlays(&overlays);
+            // One that is there after all keeps its images.
+            match checkpoints.store().has(&id) {
+                true => *self = changed,
+                false => self.go_back_to_images(&overlays),
+            }
             return Err(error);
         }
-        let mut changed = self.with_overlays(&overlays);
         changed.present = Some(id.clone());
-        changed.write()?;
         *self = changed;
+        self.write()?;
         Ok(id)
+    }
+
+    /// Does what is left to be done where an operation was interrupted. The caller has the lock of the machine, which is off.
+    ///
+    /// # Errors
+    /// It was to go back to a snapshot, and can't yet. What only costs space is no error.
+    pub(crate) fn finish_what_was_begun(&mut self) -> Result<(), LibraryError> {
+        self.finish_restore()?;
+        let _ = layers::recover(self);
+        Ok(())
     }
 
     /// Files beside the disks that a machine that is off keeps: its UEFI variables and its TPM's state.
@@ -148,10 +165,10 @@ impl Machine {
     /// # Errors
     /// The snapshot can't be used, or the host has no room. The machine is what it was then.
     pub fn restore_snapshot(&mut self, wanted: &str) -> Result<(), LibraryError> {
+        self.finish_what_was_begun()?;
         let saved = self.snapshot(wanted)?;
         let checkpoints = self.checkpoints();
-        let path = checkpoints.store().path(&saved.id);
-        let running = has_ram(&path);
+        let running = has_ram(&checkpoints.store().path(&saved.id));
         // What can't be read is found before anything is given up.
         checkpoints.store().load(&saved.id)?;
         let mut then = saved.machine(self)?;
@@ -160,18 +177,30 @@ impl Machine {
         let mut changed = then.with_overlays(&overlays);
         changed.present = Some(saved.id.clone());
         changed.resume = running.then(|| saved.id.clone());
+        changed.restoring = Some(saved.id);
         if let Err(error) = changed.write() {
-            self.remove_overlays(&overlays);
+            self.go_back_to_images(&overlays);
             return Err(error);
         }
-        if !running {
-            changed.take_loose_files(&path)?;
-        }
         *self = changed;
+        // With what was written since the last snapshot.
+        self.finish_what_was_begun()
+    }
+
+    /// Does what is left of going back to a snapshot. The caller holds the machine.
+    ///
+    /// # Errors
+    /// The files can't be changed: it can't be started, nor anything be done to its snapshots, before that is mended.
+    pub(crate) fn finish_restore(&mut self) -> Result<(), LibraryError> {
+        let Some(id) = self.restoring.clone() else { return Ok(()) };
+        let checkpoints = self.checkpoints();
+        let path = checkpoints.store().path(&id);
+        if checkpoints.store().has(&id) && !has_ram(&path) {
+            self.take_loose_files(&path)?;
+        }
         checkpoints.discard_suspended()?;
-        // What was written since the last snapshot. It costs space until it can be removed, nothing else.
-        let _ = layers::recover(self);
-        Ok(())
+        self.restoring = None;
+        self.write()
     }
 
     /// Puts the files of a snapshot in the place of the machine's own.
@@ -189,10 +218,18 @@ impl Machine {
                 false => {}
             }
         }
-        for kept in files_of(from) {
-            let name = kept.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix("tpm-"));
-            if let Some(name) = name {
-                copy(&kept, &self.tpm().join(name))?;
+        let name = |path: &Path| Some(path.file_name()?.to_str()?.to_string());
+        let kept: Vec<PathBuf> = files_of(from);
+        let is_kept = |file: &str| kept.iter().any(|kept| name(kept).is_some_and(|n| n == format!("{TPM}-{file}")));
+        for newer in files_of(&self.tpm()) {
+            // The TPM's state is of one moment.
+            if name(&newer).is_some_and(|name| name.starts_with("tpm2-") && !is_kept(&name)) {
+                std::fs::remove_file(&newer).map_err(LibraryError::io("remove", &newer))?;
+            }
+        }
+        for kept in &kept {
+            if let Some(name) = name(kept).and_then(|name| Some(name.strip_prefix("tpm-")?.to_string())) {
+                copy(kept, &self.tpm().join(name))?;
             }
         }
         Ok(())
@@ -210,6 +247,7 @@ impl Machine {
         running: Option<GoOn<'_>>,
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<(), LibraryError> {
+        self.finish_restore()?;
         let saved = self.snapshot(wanted)?;
         let checkpoints = self.checkpoints();
         for mut child in checkpoints.list()? {

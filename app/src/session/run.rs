@@ -12,7 +12,7 @@ use super::log::Log;
 use super::signals::Signals;
 use super::{Identity, Session, Start, Streams, launch::Announcement};
 use crate::control::server::Server;
-use crate::library::{self, Library, LibraryError, Machine};
+use crate::library::{Library, LibraryError, Machine};
 
 /// Why a machine did not run, or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -83,8 +83,7 @@ pub fn run(
     let checkpoints = machine.checkpoints();
     // What an earlier process did not finish. A folder that can't be cleaned up is no reason not to start.
     let _ = checkpoints.store().collect();
-    // It starts all the same: whatever is left undone is done the next time.
-    let _ = library::recover(&mut machine);
+    machine.finish_what_was_begun()?;
     let suspended = match (handover, machine.goes_on_from()?) {
         (Some(Handover { state, layers }), _) => {
             let checkpoint = Checkpoint::take_over(&state, layers);
