@@ -140,11 +140,7 @@ fn create(
                     let options = CreateOptions { cluster: cluster.unwrap_or(options.cluster), ..options };
                     disk::create(file, options).map_err(failed)?;
                 }
-                Format::Raw => {
-                    let what = || format!("make {}", file.display());
-                    let made = std::fs::File::create_new(file).and_then(|f| f.set_len(size.next_multiple_of(512)));
-                    made.map_err(|source| CliError::Io { what: what(), source })?;
-                }
+                Format::Raw => disk::create_raw(file, size).map_err(failed)?,
             }
             size
         }

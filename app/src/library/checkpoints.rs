@@ -79,6 +79,10 @@ impl Machine {
         if self.resume.is_some() {
             return Ok(self.resume.clone());
         }
+        if self.restoring.is_some() {
+            // Its disks are others by now.
+            return Ok(None);
+        }
         Ok(self.checkpoints().suspended()?.map(|saved| saved.id))
     }
 

@@ -149,7 +149,8 @@ impl Library {
         let building = self.root().join(format!("{UNFINISHED}{id}"));
         let mut machine = source.clone();
         (machine.id, machine.name, machine.created) = (id, name, Timestamp::now());
-        (machine.present, machine.resume, machine.timeline) = (None, None, None);
+        (machine.present, machine.resume, machine.restoring) = (None, None, None);
+        machine.timeline = None;
         machine.folder.clone_from(&building);
         let variables = machine.variables();
         for path in paths_mut(&mut machine.config) {

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 /// Replaces the file at `path` with `bytes`: readers see the old or the new one, also after a power cut.
 ///
@@ -24,6 +25,32 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
     }
     written?;
     sync_folder(folder)
+}
+
+/// Removes from `folder` what [`write_atomic`], or whoever makes an image, was writing when its process was killed, if it is at
+/// least this old.
+///
+/// # Errors
+/// Those of the file system.
+pub fn remove_temporaries(folder: &Path, age: Duration) -> io::Result<()> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries.flatten().filter(|entry| entry.file_name().to_str().is_some_and(is_temporary)) {
+        let written = entry.metadata().and_then(|meta| meta.modified());
+        if age.is_zero() || written.is_ok_and(|then| then.elapsed().is_ok_and(|elapsed| elapsed >= age)) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file has a name that only one that is not finished has.
+fn is_temporary(name: &str) -> bool {
+    let random = |text: &str| text.len() == 32 && text.bytes().all(|c| c.is_ascii_hexdigit());
+    let Some((rest, ending)) = name.strip_prefix('.').and_then(|name| name.rsplit_once('.')) else { return false };
+    !rest.is_empty() && (random(ending) || ending == "orangery-part")
 }
 
 /// Makes the entries of `folder` durable.
@@ -92,6 +119,20 @@ mod tests {
         std::fs::create_dir(&path).unwrap();
         assert!(write_atomic(&path, b"one").is_err());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_killed_process_was_writing_goes_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let temporary = format!(".machine.toml.{}", random_hex().unwrap());
+        let all =
+            [temporary.as_str(), ".disk-0-1.qcow2.orangery-part", ".notes", ".a.b", "machine.toml", ".orangery-part"];
+        all.iter().for_each(|name| std::fs::write(dir.path().join(name), "x").unwrap());
+        remove_temporaries(dir.path(), Duration::from_secs(3600)).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), all.len());
+        remove_temporaries(dir.path(), Duration::ZERO).unwrap();
+        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert!(left.len() == 4 && !left.contains(&temporary.into()), "{left:?}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use vmm_core::backend::disk::tools::ToolError;
@@ -18,6 +19,8 @@ use super::{LibraryError, Machine, files};
 
 /// The folder of a machine's own disks.
 pub const FOLDER: &str = "disks";
+/// A temporary file of this age belongs to no process any more.
+const OLD: Duration = Duration::from_secs(24 * 60 * 60);
 /// What is still to be done of a merge whose bytes are moved.
 const JOURNAL: &str = "merge.json";
 
@@ -95,6 +98,14 @@ impl Machine {
         }
     }
 
+    /// Has the machine's file name the images again that there were before these were made. Where it can't be written it may
+    /// name these, durably or not, and they stay.
+    pub(crate) fn go_back_to_images(&self, overlays: &[Overlay]) {
+        if self.write().is_ok() {
+            self.remove_overlays(overlays);
+        }
+    }
+
     /// The same machine with these images in the place of what they stand on.
     pub(crate) fn with_overlays(&self, overlays: &[Overlay]) -> Machine {
         let mut machine = self.clone();
@@ -126,14 +137,30 @@ pub(super) fn overlays_below(machine: &Machine) -> Vec<PathBuf> {
 ///
 /// # Errors
 /// The host refuses something, or an image can't be understood.
-pub fn recover(machine: &mut Machine) -> Result<(), LibraryError> {
+pub(super) fn recover(machine: &mut Machine) -> Result<(), LibraryError> {
     finish_merge(machine, None)?;
-    sweep(machine).map(drop)
+    sweep(machine)?;
+    machine.checkpoints().store().collect()?;
+    Ok(())
+}
+
+/// Removes what was being written when a process was killed. The caller holds the machine, so nobody is writing it now.
+fn sweep_parts(machine: &Machine) -> Result<(), LibraryError> {
+    let disks = machine.folder().join(FOLDER);
+    let checkpoints = machine.checkpoints();
+    let saved = checkpoints.store().list()?.into_iter().map(|id| checkpoints.store().path(&id));
+    for folder in saved.chain([disks, machine.tpm()]) {
+        files::remove_temporaries(&folder, Duration::ZERO).map_err(LibraryError::io("clean up", &folder))?;
+    }
+    // Others write to the machine's file without holding it.
+    let folder = machine.folder();
+    files::remove_temporaries(folder, OLD).map_err(LibraryError::io("clean up", folder))
 }
 
 /// Removes images that neither the present nor a snapshot needs. Returns those that are there still, and those that are used
 /// by themselves; nothing where there is a checkpoint that nobody can read, which may need anything.
 fn sweep(machine: &Machine) -> Result<Option<(Images, BTreeSet<String>)>, LibraryError> {
+    sweep_parts(machine)?;
     let checkpoints = machine.checkpoints();
     if !checkpoints.can_be_read()? {
         return Ok(None);

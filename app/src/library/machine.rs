@@ -36,6 +36,8 @@ pub struct Machine {
     pub resume: Option<String>,
     /// How its timeline is kept, if it has one.
     pub timeline: Option<Timeline>,
+    /// The snapshot that it was set back to, as long as not all of that is done: what it was suspended in is given up already.
+    pub restoring: Option<String>,
     pub(super) folder: PathBuf,
 }
 
@@ -57,6 +59,7 @@ struct MachineFile {
     resume: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     timeline: Option<Timeline>,
+    restoring: Option<String>,
     #[serde(default)]
     boot: Boot,
     #[serde(default)]
@@ -178,6 +181,7 @@ impl Machine {
             present,
             resume,
             timeline,
+            restoring,
         } = file;
         // What the machine is to its guest is its id.
         let uuid = None;
@@ -201,12 +205,12 @@ impl Machine {
         if let Some(problem) = timeline.and_then(|timeline| timeline.validate().err()) {
             return Err(broken("timeline", problem));
         }
-        Ok(Machine { id, name, created, config, present, resume, timeline, folder: folder.into() })
+        Ok(Machine { id, name, created, config, present, resume, timeline, restoring, folder: folder.into() })
     }
 
     /// The machine's file, as [`Machine::write`] writes it.
     pub(crate) fn text(&self) -> Result<String, LibraryError> {
-        let Machine { id, name, created, config, present, resume, timeline, folder: _ } = self.clone();
+        let Machine { id, name, created, config, present, resume, timeline, restoring, folder: _ } = self.clone();
         let VmConfig { cpus, memory_mib, boot, disks, cdroms, nets, display, tpm, topology, hyperv, uuid: _ } = config;
         let file = MachineFile {
             schema: SCHEMA,
@@ -226,6 +230,7 @@ impl Machine {
             present,
             resume,
             timeline,
+            restoring,
         };
         let write = LibraryError::io("write", &self.folder.join(FILE));
         toml::to_string(&file).map_err(|error| write(std::io::Error::other(error)))

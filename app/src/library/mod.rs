@@ -51,7 +51,7 @@ pub use copies::CloneWish;
 pub use detect::{Medium, MediumKind, detect};
 pub use files::random_hex;
 pub use firmware::{Firmware, UefiSupport};
-pub use layers::{DiskImageError, recover};
+pub use layers::DiskImageError;
 pub use limits::HostLimits;
 pub use lock::Holder;
 pub use machine::Machine;
@@ -498,6 +498,7 @@ impl Library {
             present: None,
             resume: None,
             timeline: None,
+            restoring: None,
             folder: building.clone(),
         };
         let made = build(&machine, &new).and_then(|()| self.place(&building, &machine.name));

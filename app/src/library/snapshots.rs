@@ -143,6 +143,7 @@ impl Machine {
     /// # Errors
     /// The name is none, a disk can't be part of it, or the host has no room. The machine is what it was then.
     pub fn take_snapshot(&mut self, name: &str, note: &str) -> Result<String, LibraryError> {
+        self.finish_what_was_begun()?;
         if self.goes_on_from()?.is_some() {
             return Err(LibraryError::Suspended { name: self.name.clone() });
         }
@@ -155,7 +156,10 @@ impl Machine {
         let checkpoints = self.checkpoints();
         let id = Checkpoints::new_id()?;
         let overlays = self.make_overlays(&id)?;
+        let mut changed = self.with_overlays(&overlays);
         let written = (|| {
+            // The new images read as the old ones do. From here on a start writes to them: never to what a snapshot has.
+            changed.write()?;
             let draft = checkpoints.store().begin(&id)?;
             draft.add(ABOUT, &about.text())?;
             for (name, path) in self.loose_files()? {
@@ -165,14 +169,27 @@ impl Machine {
             Ok(draft.write_off(&self.resolved())?)
         })();
         if let Err(error) = written {
-            self.remove_overlays(&overlays);
+            // One that is there after all keeps its images.
+            match checkpoints.store().has(&id) {
+                true => *self = changed,
+                false => self.go_back_to_images(&overlays),
+            }
             return Err(error);
         }
-        let mut changed = self.with_overlays(&overlays);
         changed.present = Some(id.clone());
-        changed.write()?;
         *self = changed;
+        self.write()?;
         Ok(id)
+    }
+
+    /// Does what is left to be done where an operation was interrupted. The caller has the lock of the machine, which is off.
+    ///
+    /// # Errors
+    /// It was to go back to a snapshot, and can't yet. What only costs space is no error.
+    pub(crate) fn finish_what_was_begun(&mut self) -> Result<(), LibraryError> {
+        self.finish_restore()?;
+        let _ = layers::recover(self);
+        Ok(())
     }
 
     /// Files beside the disks that a machine that is off keeps: its UEFI variables and its TPM's state.
@@ -197,51 +214,58 @@ impl Machine {
         }
     }
 
-    /// Puts what the machine is now on its timeline, if it has one.
-    fn keep_present(&mut self) -> Result<(), LibraryError> {
-        if self.timeline.is_none() || self.resume.is_some() {
-            return Ok(());
-        }
-        let Some(mut saved) = self.checkpoints().suspended()? else {
-            let about = self.about_now(Kind::Timeline)?;
-            return self.take_at_rest(&about).map(drop);
-        };
-        saved.about.kind = Kind::Timeline;
-        self.checkpoints().describe(&saved.id, &saved.about)
-    }
-
     /// Goes back to a snapshot: what the machine is now is given up, but for its name; one with a timeline keeps it there. Its next
     /// start goes on from there. The caller has its lock.
     ///
     /// # Errors
     /// The snapshot can't be used, or the host has no room. The machine is what it was then.
     pub fn restore_snapshot(&mut self, wanted: &str) -> Result<(), LibraryError> {
+        self.finish_what_was_begun()?;
         let saved = self.snapshot(wanted)?;
         let checkpoints = self.checkpoints();
-        let path = checkpoints.store().path(&saved.id);
-        let running = has_ram(&path);
+        let running = has_ram(&checkpoints.store().path(&saved.id));
         // What can't be read is found before anything is given up.
         checkpoints.store().load(&saved.id)?;
         let mut then = saved.machine(self)?;
-        self.keep_present()?;
+        if self.timeline.is_some() && self.goes_on_from()?.is_none() {
+            self.take_at_rest(&self.about_now(Kind::Timeline)?)?;
+        }
         (then.id, then.name, then.created) = (self.id.clone(), self.name.clone(), self.created);
         then.timeline = self.timeline;
         let overlays = then.make_overlays(&Checkpoints::new_id()?)?;
         let mut changed = then.with_overlays(&overlays);
         changed.present = Some(saved.id.clone());
         changed.resume = running.then(|| saved.id.clone());
+        changed.restoring = Some(saved.id);
         if let Err(error) = changed.write() {
-            self.remove_overlays(&overlays);
+            self.go_back_to_images(&overlays);
             return Err(error);
         }
-        if !running {
-            changed.put_loose_files(&kept_files(&path))?;
-        }
         *self = changed;
-        checkpoints.discard_suspended()?;
-        // What was written since the last snapshot. It costs space until it can be removed, nothing else.
-        let _ = layers::recover(self);
-        Ok(())
+        // With what was written since the last snapshot.
+        self.finish_what_was_begun()
+    }
+
+    /// Does what is left of going back to a snapshot. The caller holds the machine.
+    ///
+    /// # Errors
+    /// The files can't be changed: it can't be started, nor anything be done to its snapshots, before that is mended.
+    pub(crate) fn finish_restore(&mut self) -> Result<(), LibraryError> {
+        let Some(id) = self.restoring.clone() else { return Ok(()) };
+        let checkpoints = self.checkpoints();
+        let path = checkpoints.store().path(&id);
+        if checkpoints.store().has(&id) && !has_ram(&path) {
+            self.put_loose_files(&kept_files(&path))?;
+        }
+        match (self.timeline, checkpoints.suspended()?) {
+            (Some(_), Some(mut saved)) => {
+                saved.about.kind = Kind::Timeline;
+                checkpoints.describe(&saved.id, &saved.about)?;
+            }
+            _ => checkpoints.discard_suspended()?,
+        }
+        self.restoring = None;
+        self.write()
     }
 
     /// Puts the files of a snapshot, or of another machine, in the place of the machine's own: each by the name that it is kept
@@ -257,6 +281,13 @@ impl Machine {
                 // It had none yet.
                 None if to.is_file() => std::fs::remove_file(&to).map_err(LibraryError::io("remove", &to))?,
                 None => {}
+            }
+        }
+        for newer in files::of(&self.tpm()) {
+            let name = newer.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            // The TPM's state is of one moment.
+            if name.starts_with("tpm2-") && !kept.iter().any(|(other, _)| *other == format!("{TPM}-{name}")) {
+                std::fs::remove_file(&newer).map_err(LibraryError::io("remove", &newer))?;
             }
         }
         for (name, from) in kept {
@@ -280,6 +311,7 @@ impl Machine {
         running: Option<GoOn<'_>>,
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<(), LibraryError> {
+        self.finish_restore()?;
         let saved = self.snapshot(wanted)?;
         let checkpoints = self.checkpoints();
         for mut child in checkpoints.list()? {

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::{Library, LibraryError, Machine, Timestamp, files, make_folders, name};
 
+/// In front of the name of what is being removed: it is not listed.
+const GOING: &str = ".";
 /// The folder in the library's root.
 const FOLDER: &str = ".trash";
 
@@ -89,7 +91,11 @@ impl Library {
             let path = item.path();
             // A link's target is not ours to remove.
             let result = if item.file_type().is_ok_and(|kind| kind.is_dir()) {
-                std::fs::remove_dir_all(&path)
+                // One that is removed in part is no machine any more that could be brought back.
+                let mut name = std::ffi::OsString::from(GOING);
+                name.push(item.file_name());
+                let going = trash.join(name);
+                std::fs::rename(&path, &going).and_then(|()| std::fs::remove_dir_all(&going))
             } else {
                 std::fs::remove_file(&path)
             };

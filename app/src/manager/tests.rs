@@ -359,10 +359,16 @@ fn a_stopped_machines_settings_are_edited_checked_saved_and_reverted() {
     stage.key(CTRL, Key::Comma);
     assert!(!stage.shows("Save changes"));
     stage.click("Add a network card");
-    assert!(stage.harness.get_by_label("Save changes").accesskit_node().is_disabled());
+    // One that is not plugged in can be.
+    assert!(!stage.harness.get_by_label("Save changes").accesskit_node().is_disabled());
     let tap = "Tap interface of network card 1";
     stage.harness.get_by_role_and_label(Role::TextInput, tap).focus();
     stage.harness.run();
+    stage.harness.get_by_role_and_label(Role::TextInput, tap).type_text("a/");
+    stage.harness.run();
+    assert!(stage.harness.get_by_label("Save changes").accesskit_node().is_disabled());
+    stage.key(Modifiers::NONE, Key::Backspace);
+    stage.key(Modifiers::NONE, Key::Backspace);
     stage.harness.get_by_role_and_label(Role::TextInput, tap).type_text("tap0");
     stage.harness.run();
     stage.click("Save changes");

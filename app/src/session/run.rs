@@ -13,7 +13,7 @@ use super::log::Log;
 use super::signals::Signals;
 use super::{Identity, Session, Start, Streams, launch::Announcement};
 use crate::control::server::Server;
-use crate::library::{self, Library, LibraryError, Machine, Unsaved};
+use crate::library::{Library, LibraryError, Machine, Unsaved};
 
 /// Why a machine did not run, or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -92,8 +92,7 @@ pub fn run(
     let checkpoints = machine.checkpoints();
     // What an earlier process did not finish. A folder that can't be cleaned up is no reason not to start.
     let _ = checkpoints.store().collect();
-    // It starts all the same: whatever is left undone is done the next time.
-    let _ = library::recover(&mut machine);
+    machine.finish_what_was_begun()?;
     let _ = machine.discard_unsaved();
     let unsaved = manner.without_saving.then(|| machine.unsaved()).transpose()?;
     let suspended = match (handover, machine.goes_on_from()?) {

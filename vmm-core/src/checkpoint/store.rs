@@ -215,7 +215,7 @@ impl Store {
         DirBuilder::new().recursive(true).mode(0o700).create(&part).map_err(host("create", &part))?;
         let path = part.join(MEMORY);
         let memory = File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path);
-        let memory = memory.map_err(host("create", &path))?;
+        let memory = memory.inspect_err(|_| drop(fs::remove_dir(&part))).map_err(host("create", &path))?;
         Ok(Draft { store: self.clone(), id: id.into(), part, memory, committed: false })
     }
 
@@ -483,7 +483,8 @@ impl Draft {
         let place = self.store.path(&self.id);
         fs::rename(&self.part, &place).map_err(host("rename", &self.part))?;
         self.committed = true;
-        sync_folder(&self.store.folder)
+        // One that may be gone after a power cut was not made.
+        sync_folder(&self.store.folder).inspect_err(|_| drop(fs::remove_dir_all(&place)))
     }
 
     fn write_pages(&self, size: u64, table: &PageTable) -> Result<MemoryTable, CheckpointError> {

@@ -247,6 +247,11 @@ fn lock(file: &File, kind: Lock) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Takes the lock of one who writes a file that nobody else may use.
+pub(super) fn lock_alone(file: &File) -> io::Result<()> {
+    lock(file, Lock::Exclusive)
+}
+
 /// Linux's block device ioctls (`linux/fs.h`).
 pub(super) const BLKDISCARD: libc::c_ulong = 0x1277;
 const BLKPBSZGET: libc::c_ulong = 0x127b;

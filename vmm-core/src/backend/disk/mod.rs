@@ -11,6 +11,7 @@ mod medium;
 #[allow(clippy::expect_used)]
 mod memory;
 mod open;
+mod part;
 mod pool;
 #[cfg(test)]
 mod power;
@@ -35,7 +36,7 @@ pub use memory::{Control, MemoryDisk};
 pub use open::{Facts, Format, Identity, detect, facts, identify, open, open_as};
 pub use qcow2::{
     CreateError, CreateOptions, Findings, FormatError, Merge as MergeError, Qcow2Disk, Roots, check, commit, create,
-    create_overlay, rebase_header, repair_file,
+    create_overlay, create_raw, rebase_header, repair_file,
 };
 pub use raw::RawDisk;
 pub use switch::{Switch, SwitchDisk};

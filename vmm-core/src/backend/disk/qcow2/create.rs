@@ -12,6 +12,7 @@ use super::piece::Piece;
 use super::refcounts::Refcounts;
 use crate::backend::disk::image::{Image, Lock, OpenError, OpenOptions};
 use crate::backend::disk::open::Format;
+use crate::backend::disk::part::Part;
 
 /// What a new image is like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +81,14 @@ pub fn create_overlay(path: &Path, backing: &Path, format: Format, options: Crea
     make(path, options, Some(name_of(path, backing, format)?))
 }
 
+/// Makes a raw image of this size at a path where nothing is, sparse. It is on stable storage when this returns.
+pub fn create_raw(path: &Path, size: u64) -> Result<(), CreateError> {
+    let host = |action| move |source| CreateError::Host { action, path: path.into(), source };
+    let (part, file) = Part::begin(path).map_err(host("create"))?;
+    file.set_len(size.next_multiple_of(512)).and_then(|()| file.sync_all()).map_err(host("write"))?;
+    part.put_in_place().map_err(host("create"))
+}
+
 /// The names of a backing file and of its format as the header has them.
 fn name_of(path: &Path, backing: &Path, format: Format) -> Result<(String, String), CreateError> {
     let name = backing.to_str().filter(|n| !n.is_empty() && n.len() <= MAX_BACKING_NAME).ok_or_else(|| {
@@ -96,6 +105,24 @@ fn name_of(path: &Path, backing: &Path, format: Format) -> Result<(String, Strin
 }
 
 fn make(path: &Path, options: CreateOptions, backing: Option<(String, String)>) -> Result<(), CreateError> {
+    let host = |action| move |source| CreateError::Host { action, path: path.into(), source };
+    let (part, file) = Part::begin(path).map_err(host("create"))?;
+    write_new(path, &file, options, backing)?;
+    file.sync_all().map_err(host("write"))?;
+    part.put_in_place().map_err(host("create"))
+}
+
+/// Makes a new, empty file an image, as [`create`] does; it is not on stable storage yet.
+pub fn format(path: &Path, file: &File, options: CreateOptions) -> Result<(), CreateError> {
+    write_new(path, file, options, None)
+}
+
+fn write_new(
+    path: &Path,
+    file: &File,
+    options: CreateOptions,
+    backing: Option<(String, String)>,
+) -> Result<(), CreateError> {
     let impossible = |reason: &str| CreateError::Impossible { path: path.into(), reason: reason.into() };
     let CreateOptions { size, cluster, refcount_bits } = options;
     let size = size
@@ -147,28 +174,16 @@ fn make(path: &Path, options: CreateOptions, backing: Option<(String, String)>) 
     let first =
         header.encode(cluster as usize).ok_or_else(|| impossible("the name of its backing file is too long"))?;
 
-    let host = |action| move |source| CreateError::Host { action, path: path.into(), source };
-    let file = File::options().read(true).write(true).create_new(true).open(path).map_err(host("create"))?;
-    let write = |file: &File| -> io::Result<()> {
+    let write = || -> io::Result<()> {
         file.set_len(refs.end() * cluster)?;
         let stages = refs.stages();
         for piece in stages.first.iter().chain(&stages.second) {
             piece.write(file)?;
         }
-        // Without its first bytes it is no image yet.
-        file.sync_data()?;
-        file.write_all_at(&first, 0)?;
-        file.sync_all()
+        file.write_all_at(&first, 0)
     };
     let mut write = write;
-    write(&file).map_err(host("write")).inspect_err(|_| drop(std::fs::remove_file(path)))?;
-    sync_folder(path).map_err(host("write"))
-}
-
-/// Has a file's name on stable storage.
-pub fn sync_folder(path: &Path) -> io::Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder)?.sync_all()
+    write().map_err(|source| CreateError::Host { action: "write", path: path.into(), source })
 }
 
 /// Changes which file an image stands on, and nothing else: both must hold the same where the image has nothing of its

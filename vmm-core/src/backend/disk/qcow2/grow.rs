@@ -10,13 +10,23 @@ use crate::backend::disk::{Disk, DiskError};
 
 impl Qcow2Disk {
     /// Makes the disk larger; what is added reads as zeroes. Nothing may be in flight. Whenever power fails, it has the
-    /// old size or the new one.
+    /// old size or the new one. After a failure it is only read.
     pub fn grow(&mut self, size: u64) -> Result<(), DiskError> {
-        self.settle()?;
         let size = size.next_multiple_of(512);
         if size < self.geometry.size || size > MAX_SIZE {
             return Err(DiskError::OutOfRange);
         }
+        self.settle()?;
+        let enlarged = self.enlarge(size);
+        if enlarged.is_err() {
+            // What it took of the file may be counted and not used. It is left as if the power had failed: whoever opens it
+            // next takes that back.
+            self.writer = None;
+        }
+        enlarged
+    }
+
+    fn enlarge(&mut self, size: u64) -> Result<(), DiskError> {
         let Some(mut header) = self.layers.first().and_then(|top| top.header()).cloned() else {
             return Err(DiskError::ReadOnly);
         };

@@ -30,8 +30,8 @@ pub use chain::Roots;
 pub(super) use chain::{is_qcow2_file, look};
 pub(super) use commit::{Copier, Extent, perform};
 pub use commit::{Merge, commit};
-pub(super) use create::sync_folder;
-pub use create::{CreateError, CreateOptions, create, create_overlay, rebase_header};
+pub(super) use create::format;
+pub use create::{CreateError, CreateOptions, create, create_overlay, create_raw, rebase_header};
 pub use format::FormatError;
 pub use repair::{Findings, check, repair_file};
 

@@ -1,15 +1,16 @@
 //! Makes a copy of an image in another format, or without what stands in the way of using it. The copy is made beside its
 //! place, and takes it when it is whole and on stable storage.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::{CHUNK, Job, ToolError};
 use crate::backend::disk::foreign::ForeignDisk;
 use crate::backend::disk::image::OpenOptions;
 use crate::backend::disk::open::{Format, Identity, identify};
-use crate::backend::disk::qcow2::{Copier, CreateOptions, Extent, Qcow2Disk, Roots, create, perform, sync_folder};
+use crate::backend::disk::part::Part;
+use crate::backend::disk::qcow2::{Copier, CreateOptions, Extent, Qcow2Disk, Roots, format, perform};
 use crate::backend::disk::raw::RawDisk;
 use crate::backend::disk::{Buffers, Disk, Request, SECTOR, Scratch};
 use crate::base::data_at;
@@ -21,20 +22,6 @@ pub struct Target {
     pub format: Format,
     /// Bytes of a cluster of a qcow2 image; `None`: what suits a thin disk.
     pub cluster: Option<u32>,
-}
-
-/// A part is made beside its place until it is whole; dropped before, it goes.
-struct Part {
-    path: PathBuf,
-    whole: bool,
-}
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        if !self.whole {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
 }
 
 /// Where bytes of the source are something else than zeroes.
@@ -101,26 +88,18 @@ pub fn convert(from: &Path, to: &Path, target: Target, job: &mut Job<'_>) -> Res
     }
     let mut source = Source::open(from)?;
     let size = source.size();
-    let mut name = to.file_name().map(std::ffi::OsStr::to_os_string).unwrap_or_default();
-    name.push(format!(".{}.part", std::process::id()));
-    let part = to.with_file_name(name);
-    let host = |action| {
-        let path = part.clone();
-        move |source| ToolError::Host { action, path, source }
-    };
-    let mut part = {
-        match target.format {
-            Format::Qcow2 => {
-                let thin = CreateOptions::thin(size);
-                create(&part, CreateOptions { cluster: target.cluster.unwrap_or(thin.cluster), ..thin })?;
-            }
-            Format::Raw => {
-                let file = File::options().write(true).create_new(true).open(&part).map_err(host("create"))?;
-                file.set_len(size).map_err(host("create"))?;
-            }
+    let host = |action| move |source| ToolError::Host { action, path: to.into(), source };
+    let (part, file) = Part::begin(to).map_err(host("create"))?;
+    match target.format {
+        Format::Qcow2 => {
+            let thin = CreateOptions::thin(size);
+            let options = CreateOptions { cluster: target.cluster.unwrap_or(thin.cluster), ..thin };
+            format(&part.path, &file, options)?;
         }
-        Part { path: part.clone(), whole: false }
-    };
+        Format::Raw => file.set_len(size).map_err(host("create"))?,
+    }
+    // The disk locks it by itself.
+    drop(file);
     let options = OpenOptions { readonly: false, direct: false };
     let mut disk: Box<dyn Disk> = match target.format {
         Format::Qcow2 => Box::new(Qcow2Disk::open(&part.path, options)?),
@@ -129,24 +108,7 @@ pub fn convert(from: &Path, to: &Path, target: Target, job: &mut Job<'_>) -> Res
     copy(&mut source, from, &mut *disk, to, job)?;
     disk.settle().map_err(|error| failed("write", to, error))?;
     drop(disk);
-    put_in_place(&part.path, to).map_err(|source| ToolError::Host { action: "create", path: to.into(), source })?;
-    part.whole = true;
-    sync_folder(to).map_err(|source| ToolError::Host { action: "write", path: to.into(), source })
-}
-
-/// Gives a file its name, unless another has that meanwhile.
-fn put_in_place(part: &Path, to: &Path) -> std::io::Result<()> {
-    use std::os::unix::ffi::OsStrExt;
-    let [from, name] = [part, to].map(|path| std::ffi::CString::new(path.as_os_str().as_bytes()));
-    let (from, name, here) = (from?, name?, libc::AT_FDCWD);
-    // SAFETY: both are C strings that outlive the call.
-    let result = unsafe { libc::renameat2(here, from.as_ptr(), here, name.as_ptr(), libc::RENAME_NOREPLACE) };
-    match std::io::Error::last_os_error() {
-        _ if result == 0 => Ok(()),
-        // A file system that can't look and rename at once.
-        error if error.raw_os_error() == Some(libc::EINVAL) => fs::rename(part, to),
-        error => Err(error),
-    }
+    part.put_in_place().map_err(host("create"))
 }
 
 fn copy(source: &mut Source, from: &Path, disk: &mut dyn Disk, to: &Path, job: &mut Job<'_>) -> Result<(), ToolError> {
