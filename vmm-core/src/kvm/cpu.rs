@@ -2,6 +2,7 @@
 
 use std::io;
 
+use kvm_bindings::nested::KvmNestedStateBuffer;
 use kvm_bindings::{
     KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, Msrs, Xsave, kvm_debugregs, kvm_lapic_state, kvm_mp_state,
     kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave, kvm_xsave2,
@@ -18,6 +19,8 @@ use crate::hw::Topology;
 const MSR_MISC_ENABLE: u32 = 0x1a0;
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 const MSR_TSC: u32 = 0x10;
+/// Whether VMX may be used (Intel SDM volume 4, IA32_FEATURE_CONTROL).
+const MSR_FEATURE_CONTROL: u32 = 0x3a;
 /// MTRRs on, everything write-back.
 const MTRR_WRITE_BACK: u64 = 0x806;
 const FAST_STRINGS: u64 = 1;
@@ -41,6 +44,8 @@ pub struct CpuState {
     pub(super) events: kvm_vcpu_events,
     pub(super) mp: kvm_mp_state,
     pub(super) msrs: Vec<kvm_msr_entry>,
+    /// What the guest has of guests of its own: struct kvm_nested_state, as long as it says. Empty where it can have none.
+    pub(super) nested: Vec<u8>,
 }
 
 /// How a 64-bit kernel is entered (Linux x86 boot protocol, 64-bit).
@@ -84,6 +89,8 @@ pub struct KvmCpu {
     exposed: Exposed,
     /// Bytes of the XSAVE area.
     xsave_len: usize,
+    /// The guest may run guests of its own.
+    nests: bool,
 }
 
 /// A CPU of a checkpoint, checked and ready to be taken over.
@@ -160,7 +167,8 @@ impl KvmCpu {
         tried("KVM refused the CPU's features", table)?;
         let list = tried("KVM does not tell its model-specific registers", kvm.get_msr_index_list())?;
         let xsave_len = usize::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0).max(XSAVE_LEN);
-        Ok(KvmCpu { fd, index, msr_indices: list.as_slice().to_vec(), exposed: Exposed(leaves), xsave_len })
+        let nests = vm.check_extension_int(Cap::NestedState) > 0;
+        Ok(KvmCpu { fd, index, msr_indices: list.as_slice().to_vec(), exposed: Exposed(leaves), xsave_len, nests })
     }
 
     /// The kernel's handle.
@@ -274,15 +282,21 @@ impl KvmCpu {
             events: tried("could not read the CPU's pending events", fd.get_vcpu_events())?,
             mp: tried("could not read whether the CPU is started", fd.get_mp_state())?,
             msrs: self.msrs()?,
+            nested: self.nested()?,
         })
     }
 
     /// Sets everything.
     pub fn set_state(&self, state: &CpuState) -> Result<(), KvmError> {
-        let CpuState { regs, sregs, xsave, xcrs, debug, lapic, events, mp, msrs } = state;
+        let CpuState { regs, sregs, xsave, xcrs, debug, lapic, events, mp, msrs, nested } = state;
         let fd = &self.fd;
         tried("could not set whether the CPU is started", fd.set_mp_state(*mp))?;
         tried("could not set the CPU's registers", fd.set_sregs(sregs))?;
+        if !nested.is_empty() {
+            // VMX is believed only where the guest's firmware has allowed it.
+            set_msrs(fd, msrs.iter().filter(|msr| msr.index == MSR_FEATURE_CONTROL));
+            self.set_nested(nested)?;
+        }
         tried("could not set the CPU's registers", fd.set_regs(regs))?;
         if let Some(xcrs) = xcrs {
             tried("could not set the extended control registers", fd.set_xcrs(xcrs))?;
@@ -290,12 +304,7 @@ impl KvmCpu {
         self.set_xsave(xsave)?;
         tried("could not set the debug registers", fd.set_debug_regs(debug))?;
         tried("could not set the local APIC", fd.set_lapic(lapic))?;
-        for msr in msrs {
-            if let Ok(one) = Msrs::from_entries(std::slice::from_ref(msr)) {
-                // Some that can be read can't be written; the kernel derives those itself.
-                let _ = fd.set_msrs(&one);
-            }
-        }
+        set_msrs(fd, msrs.iter());
         tried("could not set the CPU's pending events", fd.set_vcpu_events(events))
     }
 
@@ -322,6 +331,27 @@ impl KvmCpu {
             }
         }
         self.set_state(&state)
+    }
+
+    fn nested(&self) -> Result<Vec<u8>, KvmError> {
+        if !self.nests {
+            return Ok(Vec::new());
+        }
+        let mut state = KvmNestedStateBuffer::empty();
+        tried("could not read what the CPU has of nested guests", self.fd.nested_state(&mut state))?;
+        let length = (state.size as usize).min(size_of_val(&state));
+        // SAFETY: the structure is laid out by the kernel without implicit padding, and was zeroed before the kernel wrote it.
+        Ok(unsafe { std::slice::from_raw_parts((&raw const state).cast::<u8>(), length) }.to_vec())
+    }
+
+    fn set_nested(&self, bytes: &[u8]) -> Result<(), KvmError> {
+        let mut state = KvmNestedStateBuffer::empty();
+        let length = bytes.len().min(size_of_val(&state));
+        // SAFETY: both are at least that long, and any bytes are valid in the structure; the kernel checks what it says.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), (&raw mut state).cast::<u8>(), length) };
+        // Never beyond what is there.
+        state.size = length as u32;
+        tried("could not set what the CPU has of nested guests", self.fd.set_nested_state(&state))
     }
 
     fn xsave(&self) -> Result<Vec<u8>, KvmError> {
@@ -409,6 +439,15 @@ pub enum CpuSaveError {
 }
 
 /// An XSAVE area of at least `len` bytes.
+/// Sets these one by one: some that can be read can't be written, and the kernel derives those itself.
+fn set_msrs<'a>(fd: &VcpuFd, msrs: impl Iterator<Item = &'a kvm_msr_entry>) {
+    for msr in msrs {
+        if let Ok(one) = Msrs::from_entries(std::slice::from_ref(msr)) {
+            let _ = fd.set_msrs(&one);
+        }
+    }
+}
+
 fn xsave_area(len: usize) -> Result<Xsave, KvmError> {
     let words = len.saturating_sub(size_of::<kvm_xsave2>()).div_ceil(size_of::<u32>());
     let what = "could not allocate the FPU's state";
@@ -440,6 +479,7 @@ mod tests {
             events: Default::default(),
             mp: Default::default(),
             msrs: vec![],
+            nested: vec![],
         };
         let saved =
             |state: &CpuState| SavedCpu { state: state.clone(), exposed: Exposed::default(), tsc_khz: 2_500_000 };

@@ -78,6 +78,9 @@ pub(super) struct CpuSection {
     /// Number and value.
     msrs: Vec<(u32, u64)>,
     tsc_khz: u32,
+    /// Absent in checkpoints of before it was kept.
+    #[serde(default)]
+    nested: Bytes,
 }
 
 impl SavedState for CpuSection {
@@ -103,7 +106,7 @@ impl SavedState for ChipSection {
 
 impl CpuSection {
     pub fn new(state: &super::CpuState, exposed: &Exposed, tsc_khz: u32) -> CpuSection {
-        let super::CpuState { regs, sregs, xsave, xcrs, debug, lapic, events, mp, msrs } = state;
+        let super::CpuState { regs, sregs, xsave, xcrs, debug, lapic, events, mp, msrs, nested } = state;
         CpuSection {
             cpuid: bytes(&exposed.0),
             regs: bytes(&[*regs]),
@@ -116,6 +119,7 @@ impl CpuSection {
             mp: bytes(&[*mp]),
             msrs: msrs.iter().map(|msr| (msr.index, msr.data)).collect(),
             tsc_khz,
+            nested: Bytes(nested.clone()),
         }
     }
 
@@ -129,7 +133,8 @@ impl CpuSection {
     }
 
     pub fn state(self, name: &str) -> Result<super::CpuState, StateError> {
-        let CpuSection { cpuid: _, regs, sregs, xsave, xcrs, debug, lapic, events, mp, msrs, tsc_khz: _ } = self;
+        let CpuSection { cpuid: _, regs, sregs, xsave, xcrs, debug, lapic, events, mp, msrs, tsc_khz: _, nested } =
+            self;
         if msrs.len() > kvm_bindings::KVM_MAX_MSR_ENTRIES {
             return Err(StateError::invalid(name, "it has too many registers"));
         }
@@ -146,6 +151,7 @@ impl CpuSection {
                 .into_iter()
                 .map(|(index, data)| kvm_bindings::kvm_msr_entry { index, data, ..Default::default() })
                 .collect(),
+            nested: nested.0,
         })
     }
 }
