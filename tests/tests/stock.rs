@@ -253,10 +253,12 @@ fn debian_on_hyper_v_s_interfaces_uses_them() -> Result<()> {
 
 #[test]
 fn debian_goes_on_where_it_was_saved_and_so_does_its_fork() -> Result<()> {
-    const CHECKS: &[&str] = &["clock", "suspend", "fork", "restore", "delete"];
+    const CHECKS: &[&str] = &["clock", "suspend", "fork", "restore", "delete", "disks"];
+    const PROGRAMS: [&str; 2] = ["/usr/sbin/mke2fs", "/usr/bin/tcc"];
     Host::with_shared(|host| {
         let folder = tempfile::tempdir_in(orangery_tests::artifacts()?)?;
-        let guest = Guest::build(Flavour::Cloud, folder.path(), include_str!("stock/saves.sh"), &[])?;
+        let script = include_str!("stock/saves.sh");
+        let guest = Guest::with_programs(Flavour::Cloud, folder.path(), script, &[], &PROGRAMS.map(Path::new))?;
         let script = format!(
             "{}export KERNEL='{}' INITRD='{}'\n{}",
             preamble(host)?,

@@ -17,7 +17,7 @@ wait_for() {
 # How far the guest's clock is behind this computer's, seconds.
 behind() { set -- $(last "$1"); echo $(($(date +%s) - $4)); }
 
-orangery create saved --memory 512 --cpus 2 --net none --new-disk 8M --kernel "$KERNEL" --initrd "$INITRD" \
+orangery create saved --memory 512 --cpus 2 --net none --new-disk 32M --kernel "$KERNEL" --initrd "$INITRD" \
     --cmdline 'console=ttyS0 quiet panic=-1'
 orangery start saved --headless
 wait_for saved 2
@@ -53,3 +53,21 @@ echo "ok delete"
 grep -h stopped "$ORANGERY_LIBRARY"/saved/logs/orangery.log* || true
 orangery stop saved --force
 orangery stop other --force
+
+# What a guest had made durable when its power was cut is there, and its file system is whole.
+for machine in saved other; do
+    disk=$(orangery --json show "$machine" | grep -o '"[^"]*/disks/[^"]*"' | head -n 1 | tr -d '"')
+    orangery disk convert "$disk" "$machine.raw" --format raw
+    # The first time the journal is replayed.
+    /usr/sbin/e2fsck -f -y "$machine.raw" > "$machine.fsck" 2>&1 || true
+    /usr/sbin/e2fsck -f -n "$machine.raw" >> "$machine.fsck" 2>&1
+    mkdir "$machine.files"
+    /usr/sbin/debugfs -R "rdump / $machine.files" "$machine.raw" 2> /dev/null
+    rounds=0
+    for round in "$machine.files"/round-*; do
+        (cd "$round" && sha256sum --check --quiet sums)
+        rounds=$((rounds + 1))
+    done
+    [ "$rounds" -gt 0 ]
+done
+echo "ok disks"

@@ -1,13 +1,30 @@
-# Runs in the guest while its machine is saved, goes back and is forked: the disk is written and read all the time, and the
-# clock is told.
+# Runs in the guest while its machine is saved, goes back and is forked: files are written to a file system, read again and
+# compared, a program is compiled, and the clock is told.
+export PATH=$PATH:/usr/bin
+/usr/sbin/mke2fs -q -t ext4 /dev/vda || echo "FAILED mke2fs"
+mkdir -p /disk
+mount -t ext4 /dev/vda /disk
+for number in $(seq 400); do
+    echo "int f$number(int x) { return x * $number + (x >> 3) % $((number + 7)); }"
+done > /disk/program.c
 round=0
 while true; do
     dd if=/dev/urandom of=/tmp/new bs=64k count=8 2> /dev/null
-    dd if=/tmp/new of=/dev/vda bs=64k conv=fsync 2> /dev/null
+    mkdir /disk/new
+    cp /tmp/new /disk/new/data
+    (cd /disk/new && sha256sum data > sums)
+    tcc -nostdinc -c -o /disk/new/program.o /disk/program.c || echo "FAILED compiler"
+    sync
+    slot=/disk/round-$((round % 6))
+    # Whoever has this name is whole, whenever the power is cut.
+    rm -rf "$slot"
+    mv /disk/new "$slot"
+    sync
     echo 3 > /proc/sys/vm/drop_caches
-    dd if=/dev/vda of=/tmp/back bs=64k count=8 2> /dev/null
-    cmp -s /tmp/new /tmp/back || echo "FAILED disk"
-    dmesg | grep -e 'soft lockup' -e 'detected stall' -e 'BUG:' && echo "FAILED kernel"
+    (cd "$slot" && sha256sum -c -s sums) && cmp -s /tmp/new "$slot/data" || echo "FAILED disk"
+    [ -f /tmp/first.o ] || cp "$slot/program.o" /tmp/first.o
+    cmp -s /tmp/first.o "$slot/program.o" || echo "FAILED compiler's output"
+    dmesg | grep -e 'soft lockup' -e 'detected stall' -e 'BUG:' -e 'EXT4-fs error' && echo "FAILED kernel"
     round=$((round + 1))
     # With spaces around, so that a line that is half written is none.
     echo "round $round at $(date +%s) on $(nproc) CPUs ."
