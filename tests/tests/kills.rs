@@ -45,6 +45,8 @@ struct Bench {
     dice: Dice,
     /// How long each took the last time that it was not interrupted.
     took: BTreeMap<Verb, Duration>,
+    /// What was done last.
+    history: Vec<String>,
     /// How often it was killed before each was done, and after.
     killed: BTreeMap<Verb, (u64, u64)>,
 }
@@ -77,7 +79,9 @@ impl Bench {
         let until = Instant::now() + PATIENCE;
         loop {
             let log = std::fs::read_to_string(self.log(name)).unwrap_or_default();
-            assert!(!log.contains("FAIL"), "{name}: {log}");
+            // With all that the guest says of it.
+            let failed = log.find("FAIL").is_some_and(|at| log[at..].contains('\n'));
+            assert!(!failed, "{name}: {log}; {:#?}", self.history);
             if log.contains(" holds") {
                 return;
             }
@@ -121,6 +125,7 @@ impl Bench {
             (Verb::Fork, _) => (vec!["fork", "a", "b"], None),
             (Verb::Take | Verb::Delete, _) => (vec!["snapshot", "take", "a", &new], Some(new.clone())),
         };
+        self.history.push(format!("{args:?}"));
         let pid = self.show("a")["running"]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).unwrap();
         let longest =
             self.took.get(&verb).copied().unwrap_or(Duration::from_millis(100)).max(Duration::from_millis(10));
@@ -141,6 +146,7 @@ impl Bench {
         child.wait().unwrap();
         // As long as it took, or a little more than it was given.
         self.took.insert(verb, done.unwrap_or(longest.mul_f64(1.05)).min(Duration::from_secs(3)));
+        self.history.push(format!("killed after {delay:?}, done {done:?}"));
         let killed = self.killed.entry(verb).or_default();
         match done {
             Some(_) => killed.1 += 1,
@@ -182,7 +188,7 @@ fn a_machine_that_is_killed_at_any_instant_keeps_its_snapshots_and_starts() {
     let machine = ["create", "a", "--memory", "64", "--cpus", "1", "--new-disk", "1M"];
     stage.ok(&[&machine[..], &["--kernel", kernel, "--cmdline", words]].concat()).unwrap();
     let (took, killed) = (BTreeMap::new(), BTreeMap::new());
-    let mut bench = Bench { stage, dice: Dice(seed), took, killed };
+    let mut bench = Bench { stage, dice: Dice(seed), took, killed, history: Vec::new() };
     let mut before = look(&bench.stage.folder).unwrap();
     bench.start("a");
     for number in 0..kills {
@@ -210,9 +216,14 @@ fn a_machine_that_is_killed_at_any_instant_keeps_its_snapshots_and_starts() {
             && let Some(name) = all.get(bench.dice.below(KEPT as u64) as usize)
         {
             // The guest sees that its memory and its disk are of one moment.
+            bench.history.push(format!("back to {name}"));
             bench.stage.ok(&["snapshot", "restore", "a", name]).unwrap();
         }
+        let power = bench.show("a")["state"].clone();
+        bench.history.push(format!("start of what is {power}"));
         bench.start("a");
+        let old = bench.history.len().saturating_sub(40);
+        bench.history.drain(..old);
         if number % 50 == 49 {
             eprintln!("{} kills, all well: {:?}", number + 1, bench.killed);
         }

@@ -19,7 +19,7 @@ const SAMPLES: usize = 4;
 
 /// A folder with machines and images, and a place for what is not looked at.
 pub struct Stage {
-    _dir: tempfile::TempDir,
+    dir: Option<tempfile::TempDir>,
     /// The library, and images beside the machines.
     pub folder: PathBuf,
     run: PathBuf,
@@ -39,7 +39,7 @@ impl Stage {
         for path in [&folder, &run, &scratch] {
             fs::create_dir(path)?;
         }
-        Ok(Stage { _dir: dir, folder, run, scratch })
+        Ok(Stage { dir: Some(dir), folder, run, scratch })
     }
 
     /// Another with the same in it.
@@ -87,6 +87,17 @@ impl Stage {
 
     fn traced(&self, args: &[&str], plan: Plan) -> Result<Outcome> {
         run(self.command(args)?, &self.folder, &self.scratch, plan)
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        // Of a test that failed it stays, to be looked at.
+        if std::thread::panicking()
+            && let Some(dir) = self.dir.take()
+        {
+            eprintln!("what was left is in {}", dir.keep().display());
+        }
     }
 }
 
