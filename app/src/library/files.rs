@@ -28,16 +28,19 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Removes from `folder` what [`write_atomic`], or whoever makes an image, was writing when its process was killed, if it is at
-/// least this old.
+/// least as old as `age` says by its name.
 ///
 /// # Errors
 /// Those of the file system.
-pub fn remove_temporaries(folder: &Path, age: Duration) -> io::Result<()> {
+pub fn remove_temporaries(folder: &Path, age: impl Fn(&str) -> Duration) -> io::Result<()> {
     let entries = match std::fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries?,
     };
-    for entry in entries.flatten().filter(|entry| entry.file_name().to_str().is_some_and(is_temporary)) {
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(name) = name.to_str().filter(|name| is_temporary(name)) else { continue };
+        let age = age(name);
         let written = entry.metadata().and_then(|meta| meta.modified());
         if age.is_zero() || written.is_ok_and(|then| then.elapsed().is_ok_and(|elapsed| elapsed >= age)) {
             std::fs::remove_file(entry.path())?;
@@ -128,9 +131,9 @@ mod tests {
         let all =
             [temporary.as_str(), ".disk-0-1.qcow2.orangery-part", ".notes", ".a.b", "machine.toml", ".orangery-part"];
         all.iter().for_each(|name| std::fs::write(dir.path().join(name), "x").unwrap());
-        remove_temporaries(dir.path(), Duration::from_secs(3600)).unwrap();
+        remove_temporaries(dir.path(), |_| Duration::from_secs(3600)).unwrap();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), all.len());
-        remove_temporaries(dir.path(), Duration::ZERO).unwrap();
+        remove_temporaries(dir.path(), |_| Duration::ZERO).unwrap();
         let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert!(left.len() == 4 && !left.contains(&temporary.into()), "{left:?}");
     }

@@ -15,6 +15,7 @@ use vmm_core::backend::disk::tools::ToolError;
 use vmm_core::backend::disk::{self, CreateError, CreateOptions, MergeError, OpenError};
 use vmm_core::vm::DiskSwitch;
 
+use super::machine::FILE;
 use super::{LibraryError, Machine, files};
 
 /// The folder of a machine's own disks.
@@ -150,11 +151,12 @@ fn sweep_parts(machine: &Machine) -> Result<(), LibraryError> {
     let checkpoints = machine.checkpoints();
     let saved = checkpoints.store().list()?.into_iter().map(|id| checkpoints.store().path(&id));
     for folder in saved.chain([disks, machine.tpm()]) {
-        files::remove_temporaries(&folder, Duration::ZERO).map_err(LibraryError::io("clean up", &folder))?;
+        files::remove_temporaries(&folder, |_| Duration::ZERO).map_err(LibraryError::io("clean up", &folder))?;
     }
-    // Others write to the machine's file without holding it.
     let folder = machine.folder();
-    files::remove_temporaries(folder, OLD).map_err(LibraryError::io("clean up", folder))
+    // Others write to the machine's file without holding it.
+    let age = |name: &str| if name.contains(FILE) { OLD } else { Duration::ZERO };
+    files::remove_temporaries(folder, age).map_err(LibraryError::io("clean up", folder))
 }
 
 /// Removes images that neither the present nor a snapshot needs. Returns those that are there still, and those that are used

@@ -77,14 +77,16 @@ const OF_BLOCKS: u64 = 2;
 
 fn watch(machine: &Machine) -> Outcome<core::convert::Infallible> {
     let mib = machine.words.number("watchmib").unwrap_or(RAM_MIB);
-    let arena = Dma::new((mib << 20) as usize);
+    let bytes = machine.words.number("watchkib").map_or(mib << 20, |kib| kib.max(4) << 10);
+    let arena = Dma::new(bytes as usize);
     let pages = Watched::new(arena.len() / PAGE);
     let mut disk = match machine.pci.virtio(kind::BLOCK).next() {
         Some(function) => Some(Disk::open(function, feature::EVENT_INDEX)?),
         None => None,
     };
+    let most = machine.words.number("watchblocks").unwrap_or(BLOCKS).max(1);
     let per_block = (PAGE / SECTOR) as u64;
-    let room = disk.as_ref().map_or(0, |disk| (disk.capacity / per_block).min(BLOCKS)) as usize;
+    let room = disk.as_ref().map_or(0, |disk| (disk.capacity / per_block).min(most)) as usize;
     let blocks = Watched::new(room);
     let (expected, block) = (Dma::new(PAGE), Dma::new(PAGE));
     let page = |index: usize| arena.part(index * PAGE, PAGE);

@@ -8,7 +8,7 @@ use super::boot_plan::BootPlan;
 use super::build::Parts;
 use super::capture::{Capture, DiskSwitch};
 use super::{BuildError, CommandError};
-use crate::backend::disk::Medium;
+use crate::backend::disk::{Medium, Switch};
 use crate::backend::display::Mode;
 use crate::base::{Component, PageRun, PageTable, Section, StateError, WorkerThread, explain};
 use crate::boot::BootError;
@@ -198,6 +198,12 @@ impl Machine {
         let sections = self.save()?;
         let Capture { going_on, disks, to, known, old } = capture;
         let exchanged = self.exchange(&disks)?;
+        // RAM that goes on knows of all that was written. What was exchanged is on stable storage already.
+        let kept = self.parts.disks.iter().enumerate().filter(|(disk, _)| disks.iter().all(|d| d.disk != *disk));
+        if let Err(error) = kept.filter_map(|(_, switch)| switch.as_ref()).try_for_each(Switch::settle) {
+            self.undo(exchanged);
+            return Err(CommandError(explain(&error)));
+        }
         let (memory, base) = (self.kvm.memory(), self.kvm.memory().layers());
         let nowhere = |layer: &crate::base::Layer| layer.name().is_none_or(|name| !known.iter().any(|k| k == name));
         let more: Vec<PageRun> = base.iter().filter(|(_, layer)| nowhere(layer)).map(|(run, _)| run).collect();

@@ -60,21 +60,28 @@ impl Switch {
         lock(&self.inner).path.clone()
     }
 
+    /// Has all that was written on stable storage, as if the image were closed. The device is stopped.
+    ///
+    /// # Errors
+    /// The host can't write it.
+    pub fn settle(&self) -> Result<(), OpenError> {
+        let mut inner = lock(&self.inner);
+        let settled = inner.image.as_mut().map_or(Ok(()), |image| image.settle());
+        settled.map_err(|error| OpenError::Host {
+            action: "write to",
+            path: inner.path.clone(),
+            source: io::Error::other(error),
+        })
+    }
+
     /// Closes the image and goes on with the one at `path`, which may be the same. The device is stopped, and reads the same
     /// from both. With `onto`, the new one stands on that from now on, which holds the same as what it stood on.
     ///
     /// # Errors
     /// It can't be opened or has another size; the old image is in use again.
     pub fn exchange(&self, path: &Path, onto: Option<&(PathBuf, Format)>) -> Result<(), OpenError> {
+        self.settle()?;
         let mut inner = lock(&self.inner);
-        if let Some(image) = &mut inner.image {
-            let settled = image.settle();
-            settled.map_err(|error| OpenError::Host {
-                action: "write to",
-                path: inner.path.clone(),
-                source: io::Error::other(error),
-            })?;
-        }
         // Its lock goes with it: the other may stand on it.
         inner.image = None;
         let moved = onto.map_or(Ok(()), |(backing, format)| super::rebase_header(path, Some((backing, *format))));
