@@ -500,9 +500,12 @@ impl Manager {
                 self.state.dialog = None;
                 (self.send)(Request::Power(name, verb));
             }
-            Action::LookAt(snapshot) => self.state.snapshot = snapshot,
+            Action::LookAt(snapshot) => {
+                self.state.reveal_snapshot = self.state.snapshot != snapshot;
+                self.state.snapshot = snapshot;
+            }
             Action::AskRestore(id) => self.ask_about(id, |_, machine, snapshots, one| {
-                let name = free_name(&format!("Before {}", one.name), &snapshots.names());
+                let name = free_name(&format!("Before restoring {}", one.name), &snapshots.names());
                 let name = if crate::library::name::check(&name).is_ok() { name } else { "The present".into() };
                 let (keep, start) = (machine.state != model::State::Suspended, machine.state.is_alive());
                 let (machine, id) = (machine.name.clone(), one.id.clone());

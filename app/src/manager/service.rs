@@ -601,8 +601,8 @@ fn look_at(shared: &Arc<Shared>, entry: library::Entry, followers: &mut HashMap<
             };
         }
     };
-    // A lock that can't be read is treated as nobody's: a start will tell. One of this process is a job's.
-    let held = kept.holder().ok().flatten().is_some_and(|holder| holder.pid != std::process::id());
+    // A lock that can't be read is treated as nobody's: a start will tell.
+    let held = kept.runner().ok().flatten().is_some();
     if held && !followers.contains_key(&kept.id) {
         let (stop, stopped) = mpsc::channel();
         let (shared, id, name) = (Arc::clone(shared), kept.id.clone(), name.clone());
@@ -639,7 +639,7 @@ fn look_at(shared: &Arc<Shared>, entry: library::Entry, followers: &mut HashMap<
 
 /// Whether a process runs the machine.
 fn is_held(library: &Library, name: &str) -> bool {
-    library.load(name).and_then(|machine| machine.holder()).ok().flatten().is_some()
+    library.load(name).and_then(|machine| machine.runner()).ok().flatten().is_some()
 }
 
 /// What a machine is that does not run.

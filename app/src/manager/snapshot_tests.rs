@@ -176,7 +176,7 @@ fn restoring_keeps_the_present_unless_told_otherwise_and_says_that_a_running_mac
     assert_eq!(stage.asked(), []);
     open(&mut stage);
     stage.click("Power off and restore");
-    let keep = Some("Before Before the upgrade".to_string());
+    let keep = Some("Before restoring Before the upgrade".to_string());
     assert_eq!(stage.asked(), [restore(Present { keep, power_off: true }, true)]);
     open(&mut stage);
     retype(&mut stage, "Name of the snapshot of the present", "Upgraded");

@@ -140,6 +140,8 @@ pub struct ViewState {
     pub focus_search: bool,
     /// The snapshot that is looked at, by its id; `None` is the present.
     pub snapshot: Option<String>,
+    /// It is scrolled to once.
+    pub reveal_snapshot: bool,
     /// The row of the snapshots' tree that has the keyboard: keys mean the snapshot and not the machine.
     pub focused_snapshot: Option<Option<String>>,
     /// The machine that is being made.

@@ -35,26 +35,24 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>, machine: &Machine) {
         });
         return;
     }
-    let beside = ui.available_width() > size::NARROW;
+    if ui.available_width() <= size::NARROW {
+        shell::page(ui, |ui| {
+            notices::failures(ui, view);
+            ui.horizontal_wrapped(|ui| verbs(ui, view));
+            ui.muted(&sum(snapshots));
+            ui.vertical(|ui| tree(ui, view, machine, snapshots, true));
+        });
+        return;
+    }
     egui::Frame::new().inner_margin(egui::Margin::same(size::GAP_PAGE as i8)).show(ui, |ui| {
         ui.spacing_mut().item_spacing.y = size::GAP_CARDS;
         notices::failures(ui, view);
-        ui.horizontal_wrapped(|ui| {
-            view.command_button(ui, Command::TakeSnapshot, Tone::Good);
-            view.command_button(ui, Command::Fork, Tone::Info);
-            let total: u64 = snapshots.list().iter().map(|one| one.size).sum();
-            let count = snapshots.list().len();
-            let word = if count == 1 { "snapshot" } else { "snapshots" };
-            ui.add(Label::new(
-                RichText::new(format!("{count} {word}, {} on this host", human(total))).color(ui.tokens().text_muted),
-            ));
+        ui.horizontal(|ui| {
+            verbs(ui, view);
+            ui.muted(&sum(snapshots));
         });
-        if !beside {
-            ScrollArea::vertical().auto_shrink([false, false]).show(ui, |ui| tree(ui, view, machine, snapshots, true));
-            return;
-        }
         let (room, height) = (ui.available_width(), ui.available_height());
-        let details_width = (room * 0.42).min(size::DETAILS);
+        let details_width = (room * 0.44).min(size::DETAILS);
         let column = |ui: &mut Ui, id: &str, width: f32, add: &mut dyn FnMut(&mut Ui)| {
             ui.allocate_ui_with_layout(vec2(width, height), Layout::top_down(egui::Align::Min), |ui| {
                 ui.set_width(width);
@@ -72,6 +70,18 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>, machine: &Machine) {
     });
 }
 
+/// What can be done with the machine as it is now.
+fn verbs(ui: &mut Ui, view: &mut View<'_>) {
+    view.command_button(ui, Command::TakeSnapshot, Tone::Good);
+    view.command_button(ui, Command::Fork, Tone::Info);
+}
+
+fn sum(snapshots: &Snapshots) -> String {
+    let total: u64 = snapshots.list().iter().map(|one| one.size).sum();
+    let word = if snapshots.list().len() == 1 { "snapshot" } else { "snapshots" };
+    format!("{} {word}, {} on this host", snapshots.list().len(), human(total))
+}
+
 fn empty(ui: &mut Ui, view: &mut View<'_>) {
     ui.card(|ui| {
         ui.spacing_mut().item_spacing.y = size::GAP;
@@ -80,10 +90,7 @@ fn empty(ui: &mut Ui, view: &mut View<'_>) {
             "A snapshot keeps the machine as it is at one moment: its disks and, while it runs, its memory and its screen. \
              You can go back to it at any time. The guest is stopped for some milliseconds only.",
         );
-        ui.horizontal_wrapped(|ui| {
-            view.command_button(ui, Command::TakeSnapshot, Tone::Good);
-            view.command_button(ui, Command::Fork, Tone::Info);
-        });
+        ui.horizontal_wrapped(|ui| verbs(ui, view));
     });
 }
 
@@ -132,8 +139,11 @@ fn tree(ui: &mut Ui, view: &mut View<'_>, machine: &Machine, snapshots: &Snapsho
         }
         if inside && selected {
             ui.add_space(size::GAP_SMALL);
-            ui.card(|ui| details(ui, view, machine, snapshots));
+            let unfolded = ui.scope(|ui| ui.card(|ui| details(ui, view, machine, snapshots))).response;
             ui.add_space(size::GAP);
+            if std::mem::take(&mut view.state.reveal_snapshot) {
+                ui.scroll_to_rect(response.rect.union(unfolded.rect), None);
+            }
         }
     }
 }
