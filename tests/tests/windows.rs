@@ -568,6 +568,14 @@ fn snapshots_of_a_running_machine_are_taken_restored_and_deleted_by_hand() -> Re
     manager.type_text("Renamed")?;
     manager.press("Save")?;
     row(&desktop, &manager, "Renamed")?;
+
+    // A machine that goes on from there when it is started, and shares what both have.
+    manager.press("Clone…: Renamed")?;
+    manager.control("Clone “Renamed” of lab")?;
+    manager.press("Start it")?;
+    manager.press("Clone")?;
+    manager.control("lab 2, suspended")?;
+    manager.screenshot("7-cloned")?;
     for name in ["Running", "From its window", "Renamed", "Before restoring Empty disk", "Empty disk"] {
         manager.press(&row(&desktop, &manager, name)?)?;
         manager.press("Delete…")?;
@@ -584,7 +592,7 @@ fn snapshots_of_a_running_machine_are_taken_restored_and_deleted_by_hand() -> Re
     manager.control("No snapshots yet")?;
     manager.press("Log")?;
     manager.control("jobs.log")?;
-    manager.screenshot("7-log")?;
+    manager.screenshot("8-log")?;
     assert_eq!(state()?, "running");
     Ok(())
 }

@@ -28,7 +28,7 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>, machine: &Machine) {
         });
         return;
     }
-    if snapshots.list().is_empty() {
+    if snapshots.points().next().is_none() {
         shell::page(ui, |ui| {
             notices::failures(ui, view);
             empty(ui, view);
@@ -40,6 +40,7 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>, machine: &Machine) {
             notices::failures(ui, view);
             ui.horizontal_wrapped(|ui| verbs(ui, view));
             ui.muted(&sum(snapshots));
+            strip(ui, view, snapshots);
             ui.vertical(|ui| tree(ui, view, machine, snapshots, true));
         });
         return;
@@ -51,6 +52,7 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>, machine: &Machine) {
             verbs(ui, view);
             ui.muted(&sum(snapshots));
         });
+        strip(ui, view, snapshots);
         let (room, height) = (ui.available_width(), ui.available_height());
         let details_width = (room * 0.44).min(size::DETAILS);
         let column = |ui: &mut Ui, id: &str, width: f32, add: &mut dyn FnMut(&mut Ui)| {
@@ -74,12 +76,76 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>, machine: &Machine) {
 fn verbs(ui: &mut Ui, view: &mut View<'_>) {
     view.command_button(ui, Command::TakeSnapshot, Tone::Good);
     view.command_button(ui, Command::Fork, Tone::Info);
+    view.command_button(ui, Command::Clone, Tone::Info);
+    view.command_button(ui, Command::Timeline, Tone::Info);
+}
+
+/// The timeline, from the left to the right: a picture of each checkpoint, with the time.
+fn strip(ui: &mut Ui, view: &mut View<'_>, snapshots: &Snapshots) {
+    if snapshots.timeline.is_empty() {
+        if let Some(plan) = snapshots.plan {
+            ui.fine_print(&format!("Timeline: a checkpoint every {} minutes while it runs. None yet.", plan.minutes));
+        }
+        return;
+    }
+    // The newest is to be seen first.
+    ScrollArea::horizontal().id_salt("timeline").stick_to_right(true).auto_shrink([false, true]).show(ui, |ui| {
+        ui.horizontal(|ui| {
+            ui.spacing_mut().item_spacing.x = size::GAP_SMALL;
+            for one in &snapshots.timeline {
+                let selected = view.state.snapshot.as_ref() == Some(&one.id);
+                let response = checkpoint(ui, view, one, selected);
+                if response.has_focus() {
+                    view.state.focused_snapshot = Some(Some(one.id.clone()));
+                }
+                if response.clicked() || response.gained_focus() && !selected {
+                    view.ask(Action::LookAt(Some(one.id.clone())));
+                }
+                let enter = response.has_focus() && ui.input(|input| input.key_pressed(Key::Enter));
+                if response.double_clicked() || enter {
+                    view.ask(Action::AskRestore(one.id.clone()));
+                }
+            }
+        });
+        ui.add_space(size::GAP);
+    });
+}
+
+/// A checkpoint of the timeline.
+fn checkpoint(ui: &mut Ui, view: &View<'_>, one: &Snapshot, selected: bool) -> Response {
+    let t = ui.tokens();
+    let picture = size::CHECKPOINT;
+    let whole = vec2(picture.x + 2.0 * size::GAP_SMALL, picture.y + size::LINE_HEIGHT + 3.0 * size::GAP_SMALL);
+    let (rect, response) = ui.allocate_exact_size(whole, Sense::click());
+    let label = format!("{}, {}, {}", one.name, state(one).to_lowercase(), human(one.size));
+    response.widget_info(|| WidgetInfo::selected(WidgetType::SelectableLabel, true, selected, &label));
+    if !ui.is_rect_visible(rect) {
+        return response;
+    }
+    if selected || response.hovered() {
+        let fill = if selected { t.selection } else { t.surface_hover };
+        ui.painter().rect_filled(rect, CornerRadius::same(size::RADIUS), fill);
+    }
+    let place = Rect::from_min_size(rect.min + vec2(size::GAP_SMALL, size::GAP_SMALL), picture);
+    ui.picture(place, view.snapshot_pictures.get(&one.id));
+    let font = egui::FontId::proportional(size::TEXT_SMALL);
+    // The day is told where it is looked at.
+    let time = one.taken.split(' ').next_back().unwrap_or_default();
+    let color = if one.is_present { t.accent_text } else { t.text_muted };
+    let at = rect.center_bottom() - vec2(0.0, size::GAP_SMALL);
+    ui.painter().text(at, egui::Align2::CENTER_BOTTOM, time, font, color);
+    focus_ring(ui, &response, size::RADIUS);
+    response.on_hover_text(&one.taken)
 }
 
 fn sum(snapshots: &Snapshots) -> String {
-    let total: u64 = snapshots.list().iter().map(|one| one.size).sum();
-    let word = if snapshots.list().len() == 1 { "snapshot" } else { "snapshots" };
-    format!("{} {word}, {} on this host", snapshots.list().len(), human(total))
+    let total: u64 = snapshots.points().map(|one| one.size).sum();
+    let count = |number: usize, word: &str| format!("{number} {word}{}", if number == 1 { "" } else { "s" });
+    let checkpoints = match snapshots.timeline.len() {
+        0 => String::new(),
+        number => format!(" and {}", count(number, "checkpoint")),
+    };
+    format!("{}{checkpoints}, {} on this host", count(snapshots.list().len(), "snapshot"), human(total))
 }
 
 fn empty(ui: &mut Ui, view: &mut View<'_>) {
@@ -267,7 +333,15 @@ fn snapshot_details(ui: &mut Ui, view: &mut View<'_>, machine: &Machine, snapsho
         if ui.tool_button(Tone::Info, icon::RESTORE, "Restore…", reason).clicked() {
             view.ask(Action::AskRestore(one.id.clone()));
         }
-        if ui.tool_button(Tone::Info, icon::RENAME, "Edit…", reason).clicked() {
+        let copy = if one.is_checkpoint { "Open as a copy…" } else { "Clone…" };
+        let clone = ui.tool_button(Tone::Info, icon::CLONE, copy, reason);
+        clone
+            .widget_info(|| WidgetInfo::labeled(WidgetType::Button, reason.is_none(), format!("{copy}: {}", one.name)));
+        if clone.clicked() {
+            view.ask(Action::AskClone(one.id.clone()));
+        }
+        let edit = if one.is_checkpoint { "Keep…" } else { "Edit…" };
+        if ui.tool_button(Tone::Info, icon::RENAME, edit, reason).clicked() {
             view.ask(Action::AskDescribe(one.id.clone()));
         }
         if ui.tool_button(Tone::Error, icon::TRASH, "Delete…", reason).clicked() {
@@ -294,7 +368,7 @@ fn here_details(ui: &mut Ui, view: &mut View<'_>, machine: &Machine, snapshots: 
 fn screen(ui: &mut Ui, texture: Option<&egui::TextureHandle>, label: &str, word: &str) {
     let width = ui.available_width();
     // What can be done stands below, and is to be seen without scrolling.
-    let height = (ui.ctx().content_rect().height() * 0.22).min(size::PICTURE_HEIGHT);
+    let height = (ui.ctx().content_rect().height() * 0.2).min(size::PICTURE_HEIGHT);
     let screen = vec2(width, (width * 0.625).min(height));
     let (rect, response) = ui.allocate_exact_size(screen, Sense::hover());
     response.widget_info(|| WidgetInfo::labeled(WidgetType::Image, true, label));
