@@ -95,7 +95,7 @@ impl Holder {
 #[test]
 fn holds_a_lock_when_told() {
     let Some(folder) = std::env::var_os(HOLD) else { return };
-    let _lock = orangery::library::lock::VmLock::take(Path::new(&folder)).unwrap().unwrap();
+    let _lock = orangery::library::lock::VmLock::take(Path::new(&folder), true).unwrap().unwrap();
     println!("held");
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
 }
@@ -257,6 +257,23 @@ fn a_running_machine_is_not_started_deleted_or_lost_when_its_process_is_killed()
     holder.kill();
     Holder::start(&bench.root().join("a")).kill();
     bench.ok(&["delete", "a"]);
+}
+
+#[test]
+fn a_snapshot_is_taken_edited_and_deleted_of_a_machine_that_is_off() {
+    let bench = Bench::new();
+    bench.ok(&["create", "a", "--new-disk", "16M"]);
+    bench.ok(&["snapshot", "take", "a", "one", "--note", "first"]);
+    let first = || bench.json(&["snapshot", "list", "a"])[0].clone();
+    bench.ok(&["snapshot", "edit", "a", "one", "--name", "two"]);
+    assert!(first()["name"] == "two" && first()["note"] == "first");
+    bench.ok(&["snapshot", "edit", "a", "two", "--note", ""]);
+    assert!(first()["name"] == "two" && first()["note"].is_null());
+    bench.fails(2, &["snapshot", "edit", "a", "two"]);
+    bench.fails(2, &["snapshot", "edit", "a", "two", "--name", " "]);
+    bench.fails(3, &["snapshot", "edit", "a", "one", "--name", "three"]);
+    bench.ok(&["snapshot", "delete", "a", "two"]);
+    assert_eq!(bench.json(&["snapshot", "list", "a"]).as_array().unwrap().len(), 0);
 }
 
 #[test]

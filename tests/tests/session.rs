@@ -533,6 +533,11 @@ fn snapshots_of_a_running_machine_lead_back_to_their_moments() {
     let taken = snapshots(&bench);
     assert_eq!(taken.iter().map(|s| s["name"].as_str().unwrap()).collect::<Vec<_>>(), ["one", "two", "three"]);
     assert!(taken[1]["parent"] == taken[0]["id"] && taken[2]["present"] == true, "{taken:?}");
+    bench.ok(&["snapshot", "edit", "a", "two", "--name", "second", "--note", "while it runs"]);
+    let edited = snapshots(&bench)[1].clone();
+    assert!(edited["name"] == "second" && edited["note"] == "while it runs" && edited["id"] == taken[1]["id"]);
+    bench.ok(&["snapshot", "edit", "a", "second", "--name", "two"]);
+    assert_eq!(snapshots(&bench)[1]["note"], "while it runs");
     assert_eq!(bench.run(&["snapshot", "restore", "a", "one"]).status.code(), Some(4), "while it runs");
     bench.ok(&["stop", "a", "--force"]);
     // Back and forth: the guest sees that RAM and disk are of one moment, each time.

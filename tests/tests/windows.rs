@@ -542,15 +542,15 @@ fn snapshots_of_a_running_machine_are_taken_restored_and_deleted_by_hand() -> Re
     manager.press("Start it afterwards")?;
     manager.press("Power off and restore")?;
     desktop.until("the console's end", || Ok((!console.is_open()?).then_some(())))?;
-    row(&desktop, &manager, "Before Empty disk")?;
+    row(&desktop, &manager, "Before restoring Empty disk")?;
     manager.control("You are here, stopped")?;
     manager.screenshot("6-branched")?;
     assert_eq!(state()?, "stopped");
     let taken = snapshots()?;
-    assert!(taken[0]["present"] == true && taken[4]["name"] == "Before Empty disk", "{taken:?}");
+    assert!(taken[0]["present"] == true && taken[4]["name"] == "Before restoring Empty disk", "{taken:?}");
 
     // Forward again to the moment that was kept: it goes on from there.
-    manager.press(&row(&desktop, &manager, "Before Empty disk")?)?;
+    manager.press(&row(&desktop, &manager, "Before restoring Empty disk")?)?;
     manager.press("Restore…")?;
     manager.press("Take a snapshot of the present first")?;
     manager.press("Start it afterwards")?;
@@ -568,7 +568,15 @@ fn snapshots_of_a_running_machine_are_taken_restored_and_deleted_by_hand() -> Re
     manager.type_text("Renamed")?;
     manager.press("Save")?;
     row(&desktop, &manager, "Renamed")?;
-    for name in ["Running", "From its window", "Renamed", "Before Empty disk", "Empty disk"] {
+
+    // A machine that goes on from there when it is started, and shares what both have.
+    manager.press("Clone…: Renamed")?;
+    manager.control("Clone “Renamed” of lab")?;
+    manager.press("Start it")?;
+    manager.press("Clone")?;
+    manager.control("lab 2, suspended")?;
+    manager.screenshot("7-cloned")?;
+    for name in ["Running", "From its window", "Renamed", "Before restoring Empty disk", "Empty disk"] {
         manager.press(&row(&desktop, &manager, name)?)?;
         manager.press("Delete…")?;
         manager.control(&format!("Delete “{name}”?"))?;
@@ -584,7 +592,7 @@ fn snapshots_of_a_running_machine_are_taken_restored_and_deleted_by_hand() -> Re
     manager.control("No snapshots yet")?;
     manager.press("Log")?;
     manager.control("jobs.log")?;
-    manager.screenshot("7-log")?;
+    manager.screenshot("8-log")?;
     assert_eq!(state()?, "running");
     Ok(())
 }

@@ -93,6 +93,7 @@ impl CliError {
                 LibraryError::NotFound { .. } | LibraryError::NoSnapshot { .. } => Exit::NotFound,
                 LibraryError::Exists(_)
                 | LibraryError::Running { .. }
+                | LibraryError::Busy { .. }
                 | LibraryError::NoVariables { .. }
                 | LibraryError::OutsideDisk { .. }
                 | LibraryError::Suspended { .. }

@@ -245,7 +245,7 @@ fn boot(args: &MachineArgs) -> Result<(), CliError> {
 
 /// What a machine does, and all it says of itself when it answers.
 fn look(machine: &Machine) -> Result<(Power, Option<State>), CliError> {
-    if machine.holder()?.is_none() {
+    if machine.runner()?.is_none() {
         return Ok((machine.power_at_rest(), None));
     }
     let state = Client::connect_within(&machine.id, GLANCE).and_then(|mut client| client.state()).ok();
@@ -255,7 +255,7 @@ fn look(machine: &Machine) -> Result<(Power, Option<State>), CliError> {
 
 /// What a machine does, and the process it does it in; 0 when it does not run.
 fn power(machine: &Machine) -> (Power, u32) {
-    let pid = machine.holder().ok().flatten().map_or(0, |holder| holder.pid);
+    let pid = machine.runner().ok().flatten().map_or(0, |holder| holder.pid);
     let (power, _) = look(machine).unwrap_or_else(|_| (machine.power_at_rest(), None));
     (power, pid)
 }
@@ -341,7 +341,7 @@ fn start(out: Out, which: &Which, manner: Manner) -> Result<(), CliError> {
     let library = library()?;
     let machine = library.load(&which.name)?;
     if let Some(holder) = machine.holder()? {
-        return Err(library::LibraryError::Running { name: machine.name, pid: holder.pid }.into());
+        return Err(machine.held_by(&holder).into());
     }
     let pid = session::launch(&library, &machine, manner)?;
     let started = Announcement::Started { id: machine.id, name: machine.name.clone(), pid };

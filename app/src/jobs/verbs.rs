@@ -79,7 +79,7 @@ pub fn take_snapshot(
     progress: Progress<'_>,
 ) -> Result<Machine, JobError> {
     let mut machine = library.load(which)?;
-    if machine.holder()?.is_some() {
+    if machine.runner()?.is_some() {
         ask(&machine, &Request::TakeSnapshot { name: name.into(), note: note.into() }, progress)?;
     } else {
         let _lock = machine.lock()?;
@@ -102,7 +102,7 @@ pub fn describe_snapshot(
     let machine = library.load(which)?;
     let saved = machine.snapshot(snapshot)?;
     let (name, note) = (name.unwrap_or(&saved.about.name), note.unwrap_or(&saved.about.note));
-    if machine.holder()?.is_some() {
+    if machine.runner()?.is_some() {
         let request = Request::DescribeSnapshot { snapshot: saved.id, name: name.into(), note: note.into() };
         let mut client = Client::connect(&machine.id).map_err(JobError::of(&machine))?;
         client.command(&request).map_err(JobError::of(&machine))?;
@@ -124,7 +124,7 @@ pub fn delete_snapshot(
     progress: Progress<'_>,
 ) -> Result<Machine, JobError> {
     let mut machine = library.load(which)?;
-    if machine.holder()?.is_some() {
+    if machine.runner()?.is_some() {
         ask(&machine, &Request::DeleteSnapshot { name: snapshot.into() }, progress)?;
     } else {
         let _lock = machine.lock()?;
@@ -158,7 +158,7 @@ pub fn restore_snapshot(
         // A machine that can't go back keeps nothing either.
         let machine = library.load(which)?;
         if let Some(holder) = machine.holder()? {
-            return Err(LibraryError::Running { name: machine.name, pid: holder.pid }.into());
+            return Err(machine.held_by(&holder).into());
         }
     }
     if let Some(name) = &present.keep {
@@ -175,7 +175,7 @@ pub fn restore_snapshot(
 
 /// Pulls the plug of a machine that runs and waits until it has let go of its folder.
 fn power_off(machine: &Machine) -> Result<(), JobError> {
-    if machine.holder()?.is_none() {
+    if machine.runner()?.is_none() {
         return Ok(());
     }
     match Client::connect(&machine.id).and_then(|mut client| client.command(&Request::PowerOff)) {
@@ -199,7 +199,7 @@ fn power_off(machine: &Machine) -> Result<(), JobError> {
 /// It does not run, refuses, or the name is none or taken.
 pub fn fork(library: &Library, which: &str, name: &str, progress: Progress<'_>) -> Result<Machine, JobError> {
     let machine = library.load(which)?;
-    if machine.holder()?.is_none() {
+    if machine.runner()?.is_none() {
         return Err(JobError::of(&machine)(ControlError::NotRunning));
     }
     ask(&machine, &Request::Fork { name: name.into() }, progress)?;
@@ -220,7 +220,7 @@ pub fn clone(library: &Library, which: &str, wish: &CloneWish, progress: Progres
 /// The timeline is none that can be, or the machine's file can't be written.
 pub fn set_timeline(library: &Library, which: &str, timeline: Option<Timeline>) -> Result<Machine, JobError> {
     let mut machine = library.load(which)?;
-    if machine.holder()?.is_some() {
+    if machine.runner()?.is_some() {
         let mut client = Client::connect(&machine.id).map_err(JobError::of(&machine))?;
         client.command(&Request::SetTimeline { timeline }).map_err(JobError::of(&machine))?;
     } else {

@@ -171,7 +171,7 @@ impl Library {
                 self.sweep_unfinished();
                 make_folders(&building.join(FOLDER))?;
             }
-            let _lock = lock::VmLock::take(&building).map_err(LibraryError::io("lock", &building))?;
+            let _lock = lock::VmLock::take(&building, false).map_err(LibraryError::io("lock", &building))?;
             make_folders(&machine.logs())?;
             fill(&mut machine)?;
             let disks = building.join(FOLDER);
@@ -194,7 +194,7 @@ impl Library {
         for entry in std::fs::read_dir(self.root()).into_iter().flatten().flatten() {
             let left = entry.file_name().to_str().is_some_and(|name| name.starts_with(UNFINISHED));
             // Whoever makes one holds it.
-            if left && matches!(lock::VmLock::take(&entry.path()), Ok(Ok(_))) {
+            if left && matches!(lock::VmLock::take(&entry.path(), false), Ok(Ok(_))) {
                 let _ = std::fs::remove_dir_all(entry.path());
             }
         }

@@ -24,6 +24,14 @@ pub struct Holder {
     pub pid: u32,
     /// The boot of the host it was written in (`/proc/sys/kernel/random/boot_id`): a note of an earlier boot is stale.
     pub boot: String,
+    /// It runs the machine; otherwise it does something with the files of one that is off, for a while.
+    #[serde(default = "runs")]
+    pub runs: bool,
+}
+
+/// What is true of a holder that does not say.
+fn runs() -> bool {
+    true
 }
 
 /// A lock that is held; dropping it lets go.
@@ -51,15 +59,15 @@ fn note(file: &File) -> Holder {
     let mut text = String::new();
     let _ = file.take(MAX_NOTE).read_to_string(&mut text);
     let holder = toml::from_str::<Holder>(&text).ok().filter(|h| h.boot == boot_id());
-    holder.unwrap_or(Holder { pid: 0, boot: boot_id() })
+    holder.unwrap_or(Holder { pid: 0, boot: boot_id(), runs: true })
 }
 
 impl VmLock {
-    /// Takes the lock of the machine in `folder`, or tells who has it.
+    /// Takes the lock of the machine in `folder`, to run it or to do something with its files; or tells who has it.
     ///
     /// # Errors
     /// The lock file cannot be made or locked.
-    pub fn take(folder: &Path) -> io::Result<Result<VmLock, Holder>> {
+    pub fn take(folder: &Path, runs: bool) -> io::Result<Result<VmLock, Holder>> {
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -77,7 +85,7 @@ impl VmLock {
                 _ => Err(error),
             };
         }
-        let holder = Holder { pid: std::process::id(), boot: boot_id() };
+        let holder = Holder { pid: std::process::id(), boot: boot_id(), runs };
         let text = toml::to_string(&holder).map_err(io::Error::other)?;
         file.set_len(0)?;
         file.seek(SeekFrom::Start(0))?;
@@ -112,28 +120,42 @@ mod tests {
     fn a_lock_is_taken_once_and_names_its_holder() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(holder(dir.path()).unwrap(), None);
-        let lock = VmLock::take(dir.path()).unwrap().unwrap();
-        assert_eq!(VmLock::take(dir.path()).unwrap().unwrap_err().pid, std::process::id());
+        let lock = VmLock::take(dir.path(), true).unwrap().unwrap();
+        assert_eq!(VmLock::take(dir.path(), true).unwrap().unwrap_err().pid, std::process::id());
         assert_eq!(holder(dir.path()).unwrap().unwrap().pid, std::process::id());
         drop(lock);
         assert_eq!(holder(dir.path()).unwrap(), None);
-        VmLock::take(dir.path()).unwrap().unwrap();
+        VmLock::take(dir.path(), true).unwrap().unwrap();
+    }
+
+    #[test]
+    fn who_only_does_something_with_the_files_is_told_from_who_runs_the_machine() {
+        let dir = tempfile::tempdir().unwrap();
+        for runs in [true, false] {
+            let _lock = VmLock::take(dir.path(), runs).unwrap().unwrap();
+            assert_eq!(holder(dir.path()).unwrap().unwrap().runs, runs);
+        }
+        // The note of a version that did not say.
+        let _lock = VmLock::take(dir.path(), false).unwrap().unwrap();
+        let note = format!("pid = 1\nboot = \"{}\"\n", boot_id());
+        std::fs::write(dir.path().join(FILE), note).unwrap();
+        assert!(holder(dir.path()).unwrap().unwrap().runs);
     }
 
     #[test]
     fn asking_for_the_holder_takes_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        drop(VmLock::take(dir.path()).unwrap().unwrap());
+        drop(VmLock::take(dir.path(), true).unwrap().unwrap());
         let file = File::open(dir.path().join(FILE)).unwrap();
         assert_eq!(holder(dir.path()).unwrap(), None);
-        let _lock = VmLock::take(dir.path()).unwrap().unwrap();
+        let _lock = VmLock::take(dir.path(), true).unwrap().unwrap();
         drop(file);
     }
 
     #[test]
     fn a_note_of_an_earlier_boot_is_not_believed() {
         let dir = tempfile::tempdir().unwrap();
-        let _lock = VmLock::take(dir.path()).unwrap().unwrap();
+        let _lock = VmLock::take(dir.path(), true).unwrap().unwrap();
         std::fs::write(dir.path().join(FILE), "pid = 1\nboot = \"long ago\"\n").unwrap();
         assert_eq!(holder(dir.path()).unwrap().unwrap().pid, 0);
     }

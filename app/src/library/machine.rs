@@ -127,31 +127,60 @@ impl Machine {
         lock::holder(&self.folder).map_err(LibraryError::io("read the lock", &self.folder.join(lock::FILE)))
     }
 
-    /// Ends the process that holds the machine, at once: for one that does not answer any more. What its guest has not
+    /// The process that runs it now, and not only does something with its files.
+    ///
+    /// # Errors
+    /// Its lock cannot be read.
+    pub fn runner(&self) -> Result<Option<Holder>, LibraryError> {
+        Ok(self.holder()?.filter(|holder| holder.runs))
+    }
+
+    /// Ends the process that runs the machine, at once: for one that does not answer any more. What its guest has not
     /// written is lost.
     ///
     /// # Errors
-    /// Its lock cannot be read, or the process is not this person's to end.
+    /// Its lock cannot be read, the process is not this person's to end, or does something else with the machine.
     pub fn end_holder(&self) -> Result<(), LibraryError> {
         use rustix::process::{Pid, Signal, kill_process};
         // Who holds it at this moment: a number from earlier may be somebody else's by now.
         let Some(holder) = self.holder()? else { return Ok(()) };
+        if !holder.runs {
+            return Err(self.held_by(&holder));
+        }
         let failed = || LibraryError::io("end the process that runs", &self.folder);
         let pid = i32::try_from(holder.pid).ok().and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| failed()(std::io::ErrorKind::NotFound.into()))?;
         kill_process(pid, Signal::KILL).map_err(|error| failed()(error.into()))
     }
 
-    /// Takes the machine for this process, to run it.
+    /// Takes the machine for this process, to do something with its files.
     ///
     /// # Errors
-    /// [`LibraryError::Running`] when another process has it.
+    /// [`LibraryError::Running`] or [`LibraryError::Busy`] when another process has it.
     pub fn lock(&self) -> Result<VmLock, LibraryError> {
-        let taken = VmLock::take(&self.folder);
+        self.take_lock(false)
+    }
+
+    /// The same to run it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn lock_to_run(&self) -> Result<VmLock, LibraryError> {
+        self.take_lock(true)
+    }
+
+    fn take_lock(&self, runs: bool) -> Result<VmLock, LibraryError> {
+        let taken = VmLock::take(&self.folder, runs);
         match taken.map_err(LibraryError::io("lock the machine with", &self.folder.join(lock::FILE)))? {
             Ok(lock) => Ok(lock),
-            Err(holder) => Err(LibraryError::Running { name: self.name.clone(), pid: holder.pid }),
+            Err(holder) => Err(self.held_by(&holder)),
         }
+    }
+
+    /// Why nothing can be done with it that needs it to be off.
+    pub fn held_by(&self, holder: &Holder) -> LibraryError {
+        let (name, pid) = (self.name.clone(), holder.pid);
+        if holder.runs { LibraryError::Running { name, pid } } else { LibraryError::Busy { name, pid } }
     }
 
     /// Reads the machine in `folder`.

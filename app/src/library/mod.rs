@@ -94,6 +94,14 @@ pub enum LibraryError {
         /// The process that runs it; 0 when it did not say.
         pid: u32,
     },
+    /// A process does something with its files.
+    #[error("something is being done with the files of {name:?} (process {pid}); wait until that is done")]
+    Busy {
+        /// The machine.
+        name: String,
+        /// The process.
+        pid: u32,
+    },
     /// It has no UEFI variables that could be reset.
     #[error("{name:?} keeps no UEFI variables: {why}")]
     NoVariables {

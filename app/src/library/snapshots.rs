@@ -127,7 +127,8 @@ impl Machine {
         })
     }
 
-    /// Gives a snapshot another name and note. The caller holds the machine.
+    /// Gives a snapshot another name and note; a checkpoint of the timeline becomes a snapshot by that, and stays. The caller holds
+    /// the machine.
     ///
     /// # Errors
     /// There is none, the name is none, or the file can't be written.
@@ -135,6 +136,7 @@ impl Machine {
         let mut saved = self.snapshot(wanted)?;
         saved.about.name = name::check(name)?;
         saved.about.note = note.trim().into();
+        saved.about.kind = Kind::Snapshot;
         self.checkpoints().describe(&saved.id, &saved.about)
     }
 

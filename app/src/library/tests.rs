@@ -35,7 +35,7 @@ fn a_machine_with_uefi_keeps_its_variables_in_its_folder_until_they_are_reset() 
     assert!(matches!(&machine.resolved().boot, Boot::Uefi { variables: Some(named), .. } if *named == path));
     assert!(!library.reset_variables("a").unwrap());
     std::fs::write(&path, "x").unwrap();
-    let lock = machine.lock().unwrap();
+    let lock = machine.lock_to_run().unwrap();
     assert!(matches!(library.reset_variables("a"), Err(LibraryError::Running { .. })));
     drop(lock);
     assert!(path.exists());
@@ -298,9 +298,9 @@ fn emptying_the_trash_follows_no_link_out_of_it() {
 fn a_machine_that_runs_is_not_deleted() {
     let (_dir, library) = library();
     let made = library.create(&plain("a")).unwrap();
-    let lock = made.lock().unwrap();
+    let lock = made.lock_to_run().unwrap();
     assert!(matches!(library.trash("a"), Err(LibraryError::Running { pid, .. }) if pid == std::process::id()));
-    assert!(matches!(made.lock(), Err(LibraryError::Running { .. })));
+    assert!(matches!(made.lock_to_run(), Err(LibraryError::Running { .. })));
     drop(lock);
     library.trash("a").unwrap();
 }

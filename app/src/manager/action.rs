@@ -10,7 +10,7 @@ use super::model::{Check, Failure, Log, Machine, Model, Picture, Snapshots, Stat
 use super::picker::Entry;
 use super::state::{Page, Tab, ViewState};
 use crate::jobs::{Job, Present};
-use crate::library::{HostLimits, Medium, NewMachine, Trashed};
+use crate::library::{HostLimits, Medium, NewMachine, Timeline, Trashed};
 use crate::theme::{Appearance, icon};
 
 /// What a view asks for.
@@ -63,6 +63,8 @@ pub enum Action {
     AskRestore(String),
     /// Ask what a snapshot of the selected machine is to be called.
     AskDescribe(String),
+    /// Ask what a clone of a snapshot of the selected machine is to be.
+    AskClone(String),
     /// Ask whether a snapshot of the selected machine is to go.
     AskDeleteSnapshot(String),
     /// Close the dialog and have this done.
@@ -198,6 +200,21 @@ pub enum Request {
     DescribeSnapshot(String, Named, String, String),
     /// Fork a machine that runs: its name, the fork's.
     Fork(String, String),
+    /// Make a clone.
+    Clone {
+        /// The machine.
+        machine: String,
+        /// Of which snapshot or checkpoint; absent: of what the machine is now.
+        of: Option<Named>,
+        /// What to call it.
+        new: String,
+        /// It shares nothing with the first.
+        full: bool,
+        /// Start it too.
+        start: bool,
+    },
+    /// Keep a machine's timeline like this, or none.
+    SetTimeline(String, Option<Timeline>),
     /// Give a job up.
     Cancel(u64),
 }
@@ -316,6 +333,10 @@ pub enum Command {
     TakeSnapshot,
     /// Fork.
     Fork,
+    /// Clone.
+    Clone,
+    /// How the timeline is kept.
+    Timeline,
     /// The machine's settings.
     Settings,
     /// Rename.
@@ -336,7 +357,7 @@ const CTRL: Modifiers = Modifiers::COMMAND;
 
 impl Command {
     /// Every command, in the order of the menus.
-    pub const ALL: [Command; 28] = {
+    pub const ALL: [Command; 30] = {
         use Command as C;
         [
             C::New,
@@ -360,6 +381,8 @@ impl Command {
             C::Reset,
             C::TakeSnapshot,
             C::Fork,
+            C::Clone,
+            C::Timeline,
             C::Settings,
             C::Rename,
             C::Delete,
@@ -394,6 +417,8 @@ impl Command {
             Command::Reset => "Reset…",
             Command::TakeSnapshot => "Take Snapshot…",
             Command::Fork => "Fork…",
+            Command::Clone => "Clone…",
+            Command::Timeline => "Timeline…",
             Command::Settings => "Settings",
             Command::Rename => "Rename…",
             Command::Delete => "Move to trash",
@@ -423,6 +448,8 @@ impl Command {
             Command::Reset => icon::RESET,
             Command::TakeSnapshot => icon::SNAPSHOT,
             Command::Fork => icon::FORK,
+            Command::Clone => icon::CLONE,
+            Command::Timeline => icon::TIMELINE,
             Command::Settings => icon::SETTINGS,
             Command::Rename => icon::RENAME,
             Command::Delete => icon::TRASH,
@@ -472,7 +499,10 @@ impl Command {
         let machine = state.selected.as_deref().and_then(|name| model.machine(name));
         use Command as C;
         let about_machine = self.power().is_some()
-            || matches!(self, C::Console | C::Settings | C::Rename | C::Delete | C::TakeSnapshot | C::Fork);
+            || matches!(
+                self,
+                C::Console | C::Settings | C::Rename | C::Delete | C::TakeSnapshot | C::Fork | C::Clone | C::Timeline
+            );
         if about_machine && state.page != Page::Library {
             return Some("Go back to the library first");
         }
@@ -481,6 +511,9 @@ impl Command {
             Command::Console if machine.headless => Some("It runs without a window"),
             Command::Console if !machine.state.is_alive() => Some("It is not running"),
             Command::TakeSnapshot => snapshot_refusal(model, machine),
+            Command::Timeline => change_refusal(model, machine),
+            Command::Clone if machine.state.is_alive() => Some("Stop it first, or clone one of its snapshots"),
+            Command::Clone => change_refusal(model, machine),
             Command::Fork if !machine.state.has_picture() => Some("Only a machine that runs can be forked"),
             // What is being done to its files needs them, and one that saves it ends it.
             Command::Start | Command::Suspend | Command::Rename | Command::Delete | Command::Fork

@@ -30,7 +30,7 @@ use self::action::{Action, Command, Power, Purpose, Request, Update, Watch};
 use self::model::{Failure, Model, Picture};
 use self::picker::{Outcome, Picker};
 pub use self::settings::load as kept_settings;
-use self::state::{Dialog, Draft, Page, Return, Tab, ViewState, Words, free_name};
+use self::state::{Copy, Dialog, Draft, Page, Return, Tab, ViewState, Words, free_name};
 use self::views::{Pictures, View};
 use crate::library::NewDisk;
 use crate::theme::{self, Appearance, Tone, tokens};
@@ -403,6 +403,9 @@ impl Manager {
             Some(Dialog::RestoreSnapshot(back)) => {
                 back.machine == snapshots.machine && snapshots.get(&back.id).is_none()
             }
+            Some(Dialog::Clone(Copy { machine, of: Some(id), .. })) => {
+                *machine == snapshots.machine && snapshots.get(id).is_none()
+            }
             _ => false,
         };
         if gone {
@@ -500,11 +503,17 @@ impl Manager {
                 self.state.dialog = None;
                 (self.send)(Request::Power(name, verb));
             }
-            Action::LookAt(snapshot) => self.state.snapshot = snapshot,
+            Action::LookAt(snapshot) => {
+                self.state.reveal_snapshot = self.state.snapshot != snapshot;
+                self.state.snapshot = snapshot;
+            }
             Action::AskRestore(id) => self.ask_about(id, |_, machine, snapshots, one| {
-                let name = free_name(&format!("Before {}", one.name), &snapshots.names());
+                let name = free_name(&format!("Before restoring {}", one.name), &snapshots.names());
                 let name = if crate::library::name::check(&name).is_ok() { name } else { "The present".into() };
-                let (keep, start) = (machine.state != model::State::Suspended, machine.state.is_alive());
+                // What has a timeline keeps the present there by itself, once it is off.
+                let keep =
+                    machine.state != model::State::Suspended && (snapshots.plan.is_none() || machine.state.is_alive());
+                let start = machine.state.is_alive();
                 let (machine, id) = (machine.name.clone(), one.id.clone());
                 Dialog::RestoreSnapshot(Return { machine, id, keep, name, start })
             }),
@@ -512,6 +521,15 @@ impl Manager {
                 let words = Words { name: one.name.clone(), note: one.note.clone() };
                 Dialog::DescribeSnapshot(machine.name.clone(), one.id.clone(), words)
             }),
+            Action::AskClone(id) => {
+                let stem = self.state.selected.clone().unwrap_or_default();
+                let name = self.free_name(&stem);
+                self.ask_about(id, |_, machine, _, one| {
+                    let (machine, of) = (machine.name.clone(), Some(one.id.clone()));
+                    // The past is opened to look at it; it needs no room of its own.
+                    Dialog::Clone(Copy { machine, of, name, full: false, start: true })
+                });
+            }
             Action::AskDeleteSnapshot(id) => {
                 self.ask_about(id, |_, machine, _, one| Dialog::DeleteSnapshot(machine.name.clone(), one.id.clone()));
             }
@@ -525,6 +543,14 @@ impl Manager {
                 self.ctx.send_viewport_cmd(egui::ViewportCommand::Close);
             }
         }
+    }
+
+    /// The first of `stem 1`, `stem 2` and so on that no machine is called.
+    fn free_name(&self, stem: &str) -> String {
+        let taken = self.model.names();
+        let mut names = (1..=taken.len() + 1).map(|number| format!("{stem} {number}"));
+        let is_free = |wish: &String| !taken.iter().any(|other| crate::library::name::same(other, wish));
+        names.find(is_free).unwrap_or_default()
     }
 
     /// Opens a dialog about a snapshot of the selected machine, where what is saved of that can be changed.
@@ -572,11 +598,21 @@ impl Manager {
             }
             Command::Fork => {
                 if let Some(name) = selected {
-                    let taken = self.model.names();
-                    let mut names = (1..=taken.len() + 1).map(|number| format!("{name} {number}"));
-                    let is_free = |fork: &String| !taken.iter().any(|other| crate::library::name::same(other, fork));
-                    let fork = names.find(is_free).unwrap_or_default();
+                    let fork = self.free_name(&name);
                     self.state.dialog = Some(Dialog::Fork(name, fork));
+                }
+            }
+            Command::Clone => {
+                if let Some(machine) = selected {
+                    let name = self.free_name(&machine);
+                    let copy = Copy { machine, of: None, name, full: true, start: false };
+                    self.state.dialog = Some(Dialog::Clone(copy));
+                }
+            }
+            Command::Timeline => {
+                if let Some(name) = selected {
+                    let plan = self.model.snapshots_of(&name).and_then(|snapshots| snapshots.plan);
+                    self.state.dialog = Some(Dialog::Timeline(name, plan.is_some(), plan.unwrap_or_default()));
                 }
             }
             Command::Jobs => self.state.dialog = Some(Dialog::Jobs),

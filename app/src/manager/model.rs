@@ -8,7 +8,7 @@ use vmm_core::config::VmConfig;
 
 use super::tree::{self, Row};
 use crate::jobs::Job;
-use crate::library::HostLimits;
+use crate::library::{HostLimits, Timeline};
 use crate::theme::{Shape, Tokens};
 
 /// Everything that the workers know.
@@ -171,6 +171,10 @@ pub struct Snapshots {
     pub machine: String,
     /// All, the oldest first; or why they can't be read.
     pub all: Result<Vec<Snapshot>, Failure>,
+    /// The checkpoints of its timeline, the oldest first.
+    pub timeline: Vec<Snapshot>,
+    /// How that is kept, if it is.
+    pub plan: Option<Timeline>,
     /// As they are shown.
     pub rows: Vec<Row>,
 }
@@ -194,18 +198,30 @@ pub struct Snapshot {
     pub size: u64,
     /// The present stands on it.
     pub is_present: bool,
+    /// Nobody took it: it is of the timeline.
+    pub is_checkpoint: bool,
 }
 
 impl Snapshots {
     /// Puts them in the order they are shown in.
     pub fn new(machine: String, all: Result<Vec<Snapshot>, Failure>) -> Snapshots {
         let rows = all.as_ref().map(|all| tree::rows(all)).unwrap_or_default();
-        Snapshots { machine, all, rows }
+        Snapshots { machine, all, rows, timeline: Vec::new(), plan: None }
     }
 
-    /// The snapshot with this id.
+    /// The same with a timeline.
+    pub fn with_timeline(self, timeline: Vec<Snapshot>, plan: Option<Timeline>) -> Snapshots {
+        Snapshots { timeline, plan, ..self }
+    }
+
+    /// The snapshot, or the checkpoint of the timeline, with this id.
     pub fn get(&self, id: &str) -> Option<&Snapshot> {
-        self.list().iter().find(|one| one.id == id)
+        self.points().find(|one| one.id == id)
+    }
+
+    /// All snapshots, then all checkpoints.
+    pub fn points(&self) -> impl Iterator<Item = &Snapshot> {
+        self.list().iter().chain(&self.timeline)
     }
 
     /// All that could be read.

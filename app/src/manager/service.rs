@@ -23,7 +23,7 @@ use super::picker::Entry;
 use super::{Send, settings, snapshots};
 use crate::control::{self, Client, ControlError, protocol};
 use crate::jobs::{About, End, JobError, Jobs, Progress, verbs};
-use crate::library::{self, HostLimits, Library, Outcome, Trashed, preflight, size};
+use crate::library::{self, CloneWish, HostLimits, Library, Outcome, Trashed, preflight, size};
 use crate::session::{self, Manner};
 
 /// How often the library and the selected machine are looked at.
@@ -217,7 +217,7 @@ fn begin(shared: &Arc<Shared>, work: Work) {
 enum WorkError {
     #[error(transparent)]
     Job(#[from] JobError),
-    #[error("it went back, but it was not started")]
+    #[error("all is done, but it was not started")]
     Start(#[source] session::LaunchError),
 }
 
@@ -290,6 +290,32 @@ fn perform(shared: &Arc<Shared>, request: Request) {
                 }),
             },
         ),
+        Request::Clone { machine: name, of, new, full, start } => begin(
+            shared,
+            Work {
+                what: of.as_ref().map_or_else(
+                    || format!("Cloning {name}"),
+                    |point| format!("Making “{new}” of “{}” of {name}", point.name),
+                ),
+                done: Some(format!("Made {new}")),
+                failed: format!("{new} was not made"),
+                can_cancel: full,
+                machine: name.clone(),
+                work: Box::new(move |library, progress| {
+                    let wish = CloneWish { of: of.map(|point| point.id), name: new, full };
+                    let made = verbs::clone(library, &name, &wish, progress)?;
+                    if start {
+                        session::launch(library, &made, session::Manner::default()).map_err(WorkError::Start)?;
+                    }
+                    Ok(())
+                }),
+            },
+        ),
+        Request::SetTimeline(name, timeline) => {
+            if let Err(error) = verbs::set_timeline(library, &name, timeline) {
+                tell(failure(format!("The timeline of {name} was not changed"), &error, None).into());
+            }
+        }
         Request::Fork(name, fork) => begin(
             shared,
             Work {
@@ -562,7 +588,7 @@ fn watch_library(shared: &Arc<Shared>, kicked: &Receiver<()>) {
             let snapshots = snapshots::read(&kept);
             pictured.retain(|id| snapshots.get(id).is_some());
             let new: Vec<String> =
-                snapshots.list().iter().map(|one| one.id.clone()).filter(|id| !pictured.contains(id)).collect();
+                snapshots.points().map(|one| one.id.clone()).filter(|id| !pictured.contains(id)).collect();
             if last_snapshots.as_ref() != Some(&snapshots) {
                 shared.tell.say(Update::Snapshots(snapshots.clone()));
                 last_snapshots = Some(snapshots);
@@ -601,8 +627,8 @@ fn look_at(shared: &Arc<Shared>, entry: library::Entry, followers: &mut HashMap<
             };
         }
     };
-    // A lock that can't be read is treated as nobody's: a start will tell. One of this process is a job's.
-    let held = kept.holder().ok().flatten().is_some_and(|holder| holder.pid != std::process::id());
+    // A lock that can't be read is treated as nobody's: a start will tell.
+    let held = kept.runner().ok().flatten().is_some();
     if held && !followers.contains_key(&kept.id) {
         let (stop, stopped) = mpsc::channel();
         let (shared, id, name) = (Arc::clone(shared), kept.id.clone(), name.clone());
@@ -639,7 +665,7 @@ fn look_at(shared: &Arc<Shared>, entry: library::Entry, followers: &mut HashMap<
 
 /// Whether a process runs the machine.
 fn is_held(library: &Library, name: &str) -> bool {
-    library.load(name).and_then(|machine| machine.holder()).ok().flatten().is_some()
+    library.load(name).and_then(|machine| machine.runner()).ok().flatten().is_some()
 }
 
 /// What a machine is that does not run.

@@ -9,6 +9,7 @@ use super::super::action::{Action, Named, Power, Request, Update, Watch};
 use super::super::model::{Failure, Snapshot, Snapshots, State};
 use super::{CTRL, Stage, machine, three};
 use crate::jobs::{self, About, Job, Present};
+use crate::library::Timeline;
 
 fn snapshot(id: &str, name: &str, parent: Option<&str>, running: bool) -> Snapshot {
     Snapshot {
@@ -20,6 +21,7 @@ fn snapshot(id: &str, name: &str, parent: Option<&str>, running: bool) -> Snapsh
         running,
         size: 512 << 20,
         is_present: false,
+        is_checkpoint: false,
     }
 }
 
@@ -72,6 +74,21 @@ pub fn open(stage: &mut Stage) {
         stage.tell(Update::SnapshotPicture(id.into(), image));
     }
     stage.manager().perform(Action::LookAt(Some("2".into())));
+    stage.harness.run();
+}
+
+/// Opens the tab of a machine with a timeline, looking at a checkpoint.
+pub fn open_timeline(stage: &mut Stage) {
+    open(stage);
+    let checkpoint = |id: &str, time: &str| Snapshot {
+        taken: format!("2026-05-04 {time}"),
+        is_checkpoint: true,
+        ..snapshot(id, &format!("Checkpoint 2026-05-04 {time}"), Some("2"), true)
+    };
+    let timeline = vec![checkpoint("t1", "12:40"), checkpoint("t2", "12:50"), checkpoint("t3", "13:00")];
+    let snapshots = Snapshots::new("Debian".into(), Ok(tree()));
+    stage.tell(Update::Snapshots(snapshots.with_timeline(timeline, Some(Timeline::default()))));
+    stage.manager().perform(Action::LookAt(Some("t2".into())));
     stage.harness.run();
 }
 
@@ -176,7 +193,7 @@ fn restoring_keeps_the_present_unless_told_otherwise_and_says_that_a_running_mac
     assert_eq!(stage.asked(), []);
     open(&mut stage);
     stage.click("Power off and restore");
-    let keep = Some("Before Before the upgrade".to_string());
+    let keep = Some("Before restoring Before the upgrade".to_string());
     assert_eq!(stage.asked(), [restore(Present { keep, power_off: true }, true)]);
     open(&mut stage);
     retype(&mut stage, "Name of the snapshot of the present", "Upgraded");
@@ -332,4 +349,72 @@ fn a_narrow_window_unfolds_what_is_looked_at_below_its_row() {
         stage.control("Delete…").rect()
     });
     assert!(button.top() > row.top() && button.right() <= 700.0);
+}
+
+#[test]
+fn a_checkpoint_of_the_timeline_is_gone_back_to_opened_as_a_copy_and_kept() {
+    let mut stage = Stage::new();
+    open_timeline(&mut stage);
+    stage.asked();
+    assert!(stage.shows("4 snapshots and 3 checkpoints, 3.5 GiB on this host"));
+    stage.click("Checkpoint 2026-05-04 12:50, running, 512 MiB");
+    stage.click("Open as a copy…: Checkpoint 2026-05-04 12:50");
+    stage.key(Modifiers::NONE, Key::Enter);
+    let point = || named("t2", "Checkpoint 2026-05-04 12:50");
+    let (of, new) = (Some(point()), "Debian 1".to_string());
+    assert_eq!(stage.asked(), [Request::Clone { machine: "Debian".into(), of, new, full: false, start: true }]);
+    stage.click("Keep…");
+    assert!(stage.shows("It becomes a snapshot, which stays until you delete it."));
+    retype(&mut stage, "Name", "It worked");
+    stage.click("Save");
+    let kept = Request::DescribeSnapshot("Debian".into(), point(), "It worked".into(), String::new());
+    assert_eq!(stage.asked(), [kept]);
+    // One that is off keeps the present on its timeline by itself.
+    stage.tell(Update::Machines(Ok(vec![machine("Debian", State::Stopped)])));
+    stage.control("Checkpoint 2026-05-04 12:50, running, 512 MiB").focus();
+    stage.harness.run();
+    stage.key(Modifiers::NONE, Key::Enter);
+    assert!(stage.shows("What the machine is now stays on its timeline."));
+    stage.click("Restore");
+    let asked = stage.asked();
+    let [Request::RestoreSnapshot { snapshot, present, .. }] = asked.as_slice() else { panic!("{asked:?}") };
+    assert_eq!((snapshot, present), (&point(), &Present { keep: None, power_off: false }));
+}
+
+#[test]
+fn a_timeline_is_begun_changed_and_ended_in_a_dialog() {
+    let mut stage = opened();
+    stage.click("Timeline…");
+    stage.click("Keep a timeline");
+    stage.click("Save");
+    assert_eq!(stage.asked(), [Request::SetTimeline("Debian".into(), Some(Timeline::default()))]);
+    let mut stage = Stage::new();
+    open_timeline(&mut stage);
+    stage.asked();
+    stage.click("Timeline…");
+    stage.click("Keep a timeline");
+    assert!(stage.shows("The checkpoints that there are stay until you delete them."));
+    stage.click("Save");
+    assert_eq!(stage.asked(), [Request::SetTimeline("Debian".into(), None)]);
+}
+
+#[test]
+fn a_machine_that_is_off_is_cloned_and_of_one_that_runs_a_snapshot() {
+    let mut stage = opened();
+    assert!(is_disabled(&stage, "Clone…"));
+    stage.click("Clone…: Before the upgrade");
+    stage.click("Full");
+    stage.click("Start it");
+    retype(&mut stage, "Name", "mint");
+    assert!(stage.shows("another virtual machine has this name; choose another"));
+    retype(&mut stage, "Name", "Copy");
+    stage.click("Clone");
+    let (of, new) = (Some(named("2", "Before the upgrade")), "Copy".to_string());
+    assert_eq!(stage.asked(), [Request::Clone { machine: "Debian".into(), of, new, full: true, start: false }]);
+    stage.tell(Update::Machines(Ok(vec![machine("Debian", State::Stopped)])));
+    stage.click("Clone…");
+    stage.click("Linked");
+    stage.click("Clone");
+    let new = "Debian 1".to_string();
+    assert_eq!(stage.asked(), [Request::Clone { machine: "Debian".into(), of: None, new, full: false, start: false }]);
 }

@@ -7,7 +7,7 @@ use vmm_core::config::{ConfigError, VmConfig};
 use super::action::{Power, Settings};
 use super::model::Failure;
 use super::picker::Picker;
-use crate::library::{HostLimits, Medium, NewDisk, NewMachine, Trashed};
+use crate::library::{HostLimits, Medium, NewDisk, NewMachine, Timeline, Trashed};
 use crate::theme::Tone;
 
 /// A page of the window.
@@ -72,6 +72,10 @@ pub enum Dialog {
     DeleteSnapshot(String, String),
     /// What a fork of the machine is to be called.
     Fork(String, String),
+    /// What a clone of the machine is to be.
+    Clone(Copy),
+    /// How the machine's timeline is kept, as chosen so far.
+    Timeline(String, bool, Timeline),
     /// What goes on and what has ended.
     Jobs,
     /// Jobs go on, and the window was to be closed.
@@ -85,6 +89,21 @@ pub struct Words {
     pub name: String,
     /// Its note.
     pub note: String,
+}
+
+/// A clone, as chosen so far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Copy {
+    /// The machine.
+    pub machine: String,
+    /// The snapshot's id; absent: what the machine is now.
+    pub of: Option<String>,
+    /// What it is called.
+    pub name: String,
+    /// It shares nothing with the first machine.
+    pub full: bool,
+    /// It is started.
+    pub start: bool,
 }
 
 /// Going back to a snapshot, as chosen so far.
@@ -106,7 +125,10 @@ impl Dialog {
     /// What it shows depends on the machine's snapshots.
     pub fn is_about_snapshots(&self) -> bool {
         use Dialog as D;
-        matches!(self, D::TakeSnapshot(..) | D::DescribeSnapshot(..) | D::RestoreSnapshot(_) | D::DeleteSnapshot(..))
+        matches!(
+            self,
+            D::TakeSnapshot(..) | D::DescribeSnapshot(..) | D::RestoreSnapshot(_) | D::DeleteSnapshot(..) | D::Clone(_)
+        )
     }
 }
 
@@ -140,6 +162,8 @@ pub struct ViewState {
     pub focus_search: bool,
     /// The snapshot that is looked at, by its id; `None` is the present.
     pub snapshot: Option<String>,
+    /// It is scrolled to once.
+    pub reveal_snapshot: bool,
     /// The row of the snapshots' tree that has the keyboard: keys mean the snapshot and not the machine.
     pub focused_snapshot: Option<Option<String>>,
     /// The machine that is being made.

@@ -596,6 +596,15 @@ fn pages() -> Vec<Page> {
             stage.key(Modifiers::NONE, Key::F1);
         }),
         ("snapshots", snapshots::open),
+        ("timeline", snapshots::open_timeline),
+        ("timeline-plan", |stage| {
+            snapshots::open_timeline(stage);
+            stage.click("Timeline…");
+        }),
+        ("clone", |stage| {
+            snapshots::open(stage);
+            stage.click("Clone…: Before the upgrade");
+        }),
         ("no-snapshots", |stage| {
             stage.tell(Update::Machines(Ok(three())));
             stage.click("Snapshots");
@@ -708,8 +717,9 @@ fn every_page_is_reached_and_left_by_the_keyboard_alone() {
 fn pages_look_as_they_did() {
     let mut results = egui_kittest::SnapshotResults::new();
     for dark in [true, false] {
-        for (page, open) in
-            pages().into_iter().filter(|(page, _)| ["empty", "library", "new", "snapshots", "jobs"].contains(page))
+        for (page, open) in pages()
+            .into_iter()
+            .filter(|(page, _)| ["empty", "library", "new", "snapshots", "timeline", "jobs"].contains(page))
         {
             let mut stage = Stage::with(Vec2::new(960.0, 640.0), dark);
             open(&mut stage);

@@ -117,6 +117,7 @@ mod tests {
             running: false,
             size: 0,
             is_present,
+            is_checkpoint: false,
         }
     }
 

@@ -87,7 +87,7 @@ pub fn run(
     handover: Option<Handover>,
     announce: impl FnOnce(&Announcement),
 ) -> Result<(), RunError> {
-    let _lock = machine.lock()?;
+    let _lock = machine.lock_to_run()?;
     library.make_id_unique(&mut machine)?;
     let checkpoints = machine.checkpoints();
     // What an earlier process did not finish. A folder that can't be cleaned up is no reason not to start.

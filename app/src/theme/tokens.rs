@@ -76,6 +76,8 @@ pub mod size {
     pub const CHECK: f32 = 104.0;
     /// How thick a meter is.
     pub const METER: f32 = 6.0;
+    /// A picture on the timeline (8:5).
+    pub const CHECKPOINT: egui::Vec2 = egui::vec2(96.0, 60.0);
     /// A lane of the snapshots' tree.
     pub const LANE: f32 = 22.0;
     /// A snapshot in it, from its middle.

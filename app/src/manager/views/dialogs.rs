@@ -19,6 +19,8 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>) {
         Dialog::RestoreSnapshot(back) => snapshots::restore(ui, view, back),
         Dialog::DeleteSnapshot(name, id) => snapshots::delete(ui, view, &name, &id),
         Dialog::Fork(name, typed) => snapshots::fork(ui, view, &name, typed),
+        Dialog::Clone(copy) => snapshots::clone(ui, view, copy),
+        Dialog::Timeline(name, on, plan) => snapshots::timeline(ui, view, &name, on, plan),
         Dialog::Jobs => jobs::list(ui, view),
         Dialog::Quit => jobs::quit(ui, view),
         Dialog::Keys => keys(ui, view),

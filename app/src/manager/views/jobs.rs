@@ -25,49 +25,45 @@ pub fn strip(ui: &mut Ui, view: &mut View<'_>) {
             ScrollArea::vertical().max_height(height).auto_shrink([false, true]).show(ui, |ui| {
                 ui.spacing_mut().item_spacing.y = size::GAP_SMALL;
                 for job in running {
-                    running_row(ui, view, job);
+                    let row = vec2(ui.available_width(), size::CONTROL);
+                    ui.allocate_ui_with_layout(row, Layout::right_to_left(egui::Align::Center), |ui| {
+                        ui.set_min_size(row);
+                        controls(ui, view, job, 0.35);
+                        ui.with_layout(Layout::left_to_right(egui::Align::Center), |ui| {
+                            ui.label(RichText::new(icon::BUSY).size(18.0).color(ui.tokens().accent_text));
+                            ui.add(Label::new(&job.about.what).truncate());
+                        });
+                    });
                 }
             });
         });
     });
 }
 
-fn running_row(ui: &mut Ui, view: &mut View<'_>, job: &Job) {
-    let row = vec2(ui.available_width(), size::CONTROL);
-    ui.allocate_ui_with_layout(row, Layout::right_to_left(egui::Align::Center), |ui| {
-        ui.set_min_size(row);
-        let cancelling = matches!(job.state, State::Running { cancelling: true, .. });
-        let reason = match (job.about.can_cancel, cancelling) {
-            (_, true) => Some("It is being given up"),
-            (false, _) => Some("It can't be given up"),
-            _ => None,
-        };
-        let cancel = ui.tool_button(Tone::Info, icon::CLOSE, "Cancel", reason);
-        let name = format!("Cancel: {}", job.about.what);
-        cancel.widget_info(|| WidgetInfo::labeled(WidgetType::Button, reason.is_none(), &name));
-        if cancel.clicked() {
-            view.ask(Action::Cancel(job.id));
-        }
-        progress(ui, job);
-        ui.with_layout(Layout::left_to_right(egui::Align::Center), |ui| {
-            ui.label(RichText::new(icon::BUSY).size(18.0).color(ui.tokens().accent_text));
-            ui.add(Label::new(&job.about.what).truncate());
-        });
-    });
-}
-
-/// How far it is, in a bar and in words.
-fn progress(ui: &mut Ui, job: &Job) {
-    let words = match job.state {
-        State::Running { cancelling: true, .. } => "Cancelling…".to_string(),
-        _ => job.share().map_or("…".to_string(), |share| format!("{:.0} %", share * 100.0)),
+/// How far a job is and what gives it up, from the right to the left. The bar takes this `share` of what is left.
+fn controls(ui: &mut Ui, view: &mut View<'_>, job: &Job, share: f32) {
+    let cancelling = matches!(job.state, State::Running { cancelling: true, .. });
+    let reason = match (job.about.can_cancel, cancelling) {
+        (_, true) => Some("It is being given up"),
+        (false, _) => Some("It can't be given up"),
+        _ => None,
+    };
+    let cancel = ui.tool_button(Tone::Info, icon::CLOSE, "Cancel", reason);
+    let name = format!("Cancel: {}", job.about.what);
+    cancel.widget_info(|| WidgetInfo::labeled(WidgetType::Button, reason.is_none(), &name));
+    if cancel.clicked() {
+        view.ask(Action::Cancel(job.id));
+    }
+    let words = match cancelling {
+        true => "Cancelling…".to_string(),
+        false => job.share().map_or("…".to_string(), |share| format!("{:.0} %", share * 100.0)),
     };
     let text = vec2(size::PERCENT, size::CONTROL);
     ui.allocate_ui_with_layout(text, Layout::right_to_left(egui::Align::Center), |ui| {
         ui.set_min_size(text);
         ui.add(Label::new(RichText::new(&words).color(ui.tokens().text_muted)).truncate());
     });
-    let bar = (ui.available_width() * 0.35).min(size::PROGRESS);
+    let bar = (ui.available_width() * share).min(size::PROGRESS);
     ui.allocate_ui(vec2(bar, size::METER), |ui| {
         ui.set_max_width(bar);
         ui.meter(job.share().unwrap_or(0.0), &format!("{}: {words}", job.about.what));
@@ -89,27 +85,27 @@ pub fn list(ui: &mut Ui, view: &mut View<'_>) {
         ui.set_width(ui.available_width());
         ui.spacing_mut().item_spacing.y = size::GAP;
         for job in model.jobs.iter().rev() {
-            match &job.state {
-                State::Running { .. } => running_row(ui, view, job),
-                ended => {
-                    let (sign, color, word) = match ended {
-                        State::Failed(_) => (icon::ERROR, t.error, "Failed"),
-                        State::Cancelled => (icon::CLOSE, t.text_muted, "Cancelled"),
-                        _ => (icon::GOOD, t.running, "Done"),
-                    };
-                    ui.with_layout(Layout::left_to_right(egui::Align::TOP), |ui| {
-                        ui.label(RichText::new(sign).size(18.0).color(color));
-                        ui.vertical(|ui| {
-                            ui.spacing_mut().item_spacing.y = 0.0;
-                            ui.add(Label::new(&job.about.what).wrap());
-                            match ended {
-                                State::Failed(why) => ui.fine_print(&format!("{word}: {why}")),
-                                _ => ui.fine_print(word),
-                            };
+            let (sign, color, words) = match &job.state {
+                State::Running { .. } => (icon::BUSY, t.accent_text, String::new()),
+                State::Done => (icon::GOOD, t.running, "Done".into()),
+                State::Cancelled => (icon::CLOSE, t.text_muted, "Cancelled".into()),
+                State::Failed(why) => (icon::ERROR, t.error, format!("Failed: {why}")),
+            };
+            ui.with_layout(Layout::left_to_right(egui::Align::TOP), |ui| {
+                ui.label(RichText::new(sign).size(18.0).color(color));
+                ui.vertical(|ui| {
+                    ui.spacing_mut().item_spacing.y = 0.0;
+                    ui.add(Label::new(&job.about.what).wrap());
+                    if job.is_running() {
+                        let row = vec2(ui.available_width(), size::CONTROL);
+                        ui.allocate_ui_with_layout(row, Layout::right_to_left(egui::Align::Center), |ui| {
+                            controls(ui, view, job, 1.0);
                         });
-                    });
-                }
-            }
+                    } else {
+                        ui.fine_print(&words);
+                    }
+                });
+            });
         }
     });
     ui.add_space(size::GAP);

@@ -120,6 +120,7 @@ fn more(ui: &mut Ui, view: &mut View<'_>) {
         ui.separator();
         view.command_item(ui, Command::TakeSnapshot);
         view.command_item(ui, Command::Fork);
+        view.command_item(ui, Command::Clone);
         ui.separator();
         view.command_item(ui, Command::Settings);
         view.command_item(ui, Command::Rename);

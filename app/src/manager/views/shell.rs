@@ -124,6 +124,7 @@ fn menus(ui: &mut Ui, view: &mut View<'_>) {
             ui.separator();
             view.command_item(ui, C::TakeSnapshot);
             view.command_item(ui, C::Fork);
+            view.command_item(ui, C::Clone);
             ui.separator();
             view.command_item(ui, C::Settings);
             view.command_item(ui, C::Rename);

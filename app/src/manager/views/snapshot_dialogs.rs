@@ -5,11 +5,11 @@ use egui::{Key, Response, TextEdit, Ui, WidgetInfo};
 use super::dialogs::first_focus;
 use super::{View, form};
 use crate::jobs::Present;
-use crate::library::{name, size::human};
+use crate::library::{Timeline, name, size::human};
 use crate::manager::action::{Action, Named, Request};
 use crate::manager::model::{Machine, Snapshots, State};
-use crate::manager::state::{Dialog, Return, Words};
-use crate::theme::{Note, Tone, UiExt, icon, size};
+use crate::manager::state::{Copy, Dialog, Return, Words};
+use crate::theme::{Amount, Note, Tone, UiExt, icon, size};
 
 /// The lines that a note's field shows.
 const NOTE_LINES: usize = 3;
@@ -115,7 +115,12 @@ pub fn take(ui: &mut Ui, view: &mut View<'_>, machine: &str, mut words: Words) {
 pub fn describe(ui: &mut Ui, view: &mut View<'_>, machine: &str, id: &str, mut words: Words) {
     let snapshots = view.model.snapshots_of(machine);
     let Some(one) = snapshots.and_then(|snapshots| snapshots.get(id)) else { return };
-    ui.section(&format!("Edit “{}”", one.name));
+    if one.is_checkpoint {
+        ui.section(&format!("Keep “{}”", one.name));
+        ui.muted("It becomes a snapshot, which stays until you delete it.");
+    } else {
+        ui.section(&format!("Edit “{}”", one.name));
+    }
     let taken: Vec<&str> = names_of(view, machine).into_iter().filter(|other| *other != one.name).collect();
     let problem = problem(&words.name, &taken, "snapshot");
     let enter = name_field(ui, &mut words.name, problem.as_deref());
@@ -153,11 +158,12 @@ pub fn restore(ui: &mut Ui, view: &mut View<'_>, mut back: Return) {
                     memory only: a snapshot of the present keeps that too.";
         ui.notice(Tone::Warning, &format!("{} is running", machine.name), text, |_| ());
     }
-    if suspended {
+    let kept_anyway = snapshots.plan.is_some() && !alive;
+    if suspended && !kept_anyway {
         let text = "What it was suspended in is given up. To keep that, resume it first: a snapshot can be taken while it runs.";
         ui.notice(Tone::Warning, &format!("{} is suspended", machine.name), text, |_| ());
-        back.keep = false;
     }
+    back.keep &= !suspended;
     ui.add_space(size::GAP_SMALL);
     ui.add_enabled_ui(!suspended, |ui| ui.checkbox(&mut back.keep, "Take a snapshot of the present first"));
     let taken = snapshots.names();
@@ -166,12 +172,14 @@ pub fn restore(ui: &mut Ui, view: &mut View<'_>, mut back: Return) {
         ui.field_row("Name", Note::NONE.or_error(problem.as_deref()), |ui, label| {
             form::text_field(ui, label, "Name of the snapshot of the present", &mut back.name, "", 0.0)
         });
+    } else if kept_anyway {
+        ui.fine_print("What the machine is now stays on its timeline.");
     } else if !suspended {
         ui.fine_print("What the machine is now is lost.");
     }
     ui.checkbox(&mut back.start, "Start it afterwards");
     let label = if alive { "Power off and restore" } else { "Restore" };
-    let tone = if back.keep { Tone::Good } else { Tone::Error };
+    let tone = if back.keep || kept_anyway { Tone::Good } else { Tone::Error };
     let refusal = model.job_of(&machine.name).map(|_| "Wait until its job is done, or cancel it");
     if careful_answers(ui, view, tone, icon::RESTORE, label, refusal.or(problem.as_deref())) {
         let present = Present { keep: back.keep.then(|| back.name.trim().to_string()), power_off: alive };
@@ -205,6 +213,7 @@ fn what_deleting_does(machine: &Machine, snapshots: &Snapshots, id: &str) -> Str
     let Some(one) = snapshots.get(id) else { return String::new() };
     let after = snapshots.list().iter().filter(|other| other.parent.as_deref() == Some(id)).count();
     let rest = match (after, one.is_present) {
+        _ if one.is_checkpoint => "What came after it stays.",
         (0, false) => "Nothing came after it.",
         (0, true) => "What the machine is now stays.",
         (1, false) => "The snapshot that came after it stays.",
@@ -218,6 +227,106 @@ fn what_deleting_does(machine: &Machine, snapshots: &Snapshots, id: &str) -> Str
         (true, true) => " What they need of its disks is merged into theirs, while the machine runs on.",
     };
     format!("It can't be restored any more. {rest}{merge} Up to {} on this host become free.", human(one.size))
+}
+
+/// Makes a clone.
+pub fn clone(ui: &mut Ui, view: &mut View<'_>, mut copy: Copy) {
+    let model = view.model;
+    let of = copy.of.as_deref().and_then(|id| model.snapshots_of(&copy.machine)?.get(id));
+    match of {
+        Some(one) if one.is_checkpoint => ui.section(&format!("Open {} as it was on {}", copy.machine, one.taken)),
+        Some(one) => ui.section(&format!("Clone “{}” of {}", one.name, copy.machine)),
+        None => ui.section(&format!("Clone {}", copy.machine)),
+    };
+    ui.muted(match of {
+        Some(one) if one.running => "Another machine goes on from there, with its memory. This one stays what it is.",
+        Some(_) => "Another machine begins there. This one stays what it is.",
+        None => "Another machine that begins with what this one is now.",
+    });
+    ui.add_space(size::GAP);
+    let problem = problem(&copy.name, &model.names(), "virtual machine");
+    let enter = name_field(ui, &mut copy.name, problem.as_deref());
+    for (full, label, text) in [
+        (false, "Linked", "There at once: both share what they have in common, and take room for what they change."),
+        (true, "Full", "Shares nothing: its disks are copied, which takes time and room."),
+    ] {
+        ui.vertical(|ui| {
+            ui.spacing_mut().item_spacing.y = 0.0;
+            ui.radio_value(&mut copy.full, full, label);
+            ui.fine_print(text);
+        });
+    }
+    ui.checkbox(&mut copy.start, "Start it");
+    let clicked = answers(ui, view, Tone::Good, icon::CLONE, "Clone", problem.as_deref());
+    if (clicked || enter) && problem.is_none() {
+        let of = of.map(|one| Named { id: one.id.clone(), name: one.name.clone() });
+        let (machine, new) = (copy.machine.clone(), copy.name.trim().to_string());
+        view.ask(Action::Answer(Request::Clone { machine, of, new, full: copy.full, start: copy.start }));
+    }
+    if let Some(Dialog::Clone(kept)) = &mut view.state.dialog {
+        *kept = copy;
+    }
+}
+
+/// How the timeline is kept.
+pub fn timeline(ui: &mut Ui, view: &mut View<'_>, machine: &str, mut on: bool, mut plan: Timeline) {
+    ui.section(&format!("Timeline of {machine}"));
+    ui.muted(
+        "While the machine runs, checkpoints are taken by themselves: all of the last hour are kept, then one an hour for a \
+         day, then one a day for a month. You can go back to each, or open it as a copy.",
+    );
+    ui.add_space(size::GAP_SMALL);
+    let first = ui.checkbox(&mut on, "Keep a timeline");
+    first_focus(ui, &first);
+    let problem = plan.validate().err().filter(|_| on);
+    ui.add_enabled_ui(on, |ui| {
+        ui.field_row("Every", Note::NONE, |ui, label| {
+            let mut value = f64::from(plan.minutes);
+            let amount = Amount {
+                name: "Minutes between two checkpoints",
+                range: 1.0..=240.0,
+                step: 1.0,
+                logarithmic: true,
+                format: |minutes| format!("{minutes:.0} min"),
+                parse: |text| text.trim().trim_end_matches("min").trim().parse().ok(),
+                beside: 0.0,
+            };
+            if amount.show(ui, label, &mut value) {
+                plan.minutes = value.round().clamp(0.0, 1e6) as u32;
+            }
+        });
+        let note =
+            Note::hint("The oldest checkpoints go when everything saved takes more").or_error(problem.as_deref());
+        ui.field_row("Within", note, |ui, label| {
+            let mut value = plan.space_mib as f64 / 1024.0;
+            let amount = Amount {
+                name: "Space for everything saved, GiB",
+                range: 1.0..=500.0,
+                step: 1.0,
+                logarithmic: true,
+                format: |gib| human((gib.max(0.0) * (1u64 << 30) as f64) as u64),
+                // A plain number is GiB.
+                parse: |text| {
+                    let bytes =
+                        || crate::library::size::parse(text).ok().map(|bytes| bytes as f64 / (1u64 << 30) as f64);
+                    text.trim().parse().ok().or_else(bytes)
+                },
+                beside: 0.0,
+            };
+            if amount.show(ui, label, &mut value) {
+                plan.space_mib = (value * 1024.0).round().clamp(0.0, 1e12) as u64;
+            }
+        });
+    });
+    if !on && view.model.snapshots_of(machine).is_some_and(|snapshots| !snapshots.timeline.is_empty()) {
+        ui.fine_print("The checkpoints that there are stay until you delete them.");
+    }
+    if answers(ui, view, Tone::Good, icon::GOOD, "Save", problem.as_deref()) {
+        view.ask(Action::Answer(Request::SetTimeline(machine.to_string(), on.then_some(plan))));
+    }
+    if let Some(Dialog::Timeline(_, kept_on, kept)) = &mut view.state.dialog {
+        (*kept_on, *kept) = (on, plan);
+    }
 }
 
 /// Forks the machine.

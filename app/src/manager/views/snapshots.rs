@@ -28,33 +28,33 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>, machine: &Machine) {
         });
         return;
     }
-    if snapshots.list().is_empty() {
+    if snapshots.points().next().is_none() {
         shell::page(ui, |ui| {
             notices::failures(ui, view);
             empty(ui, view);
         });
         return;
     }
-    let beside = ui.available_width() > size::NARROW;
+    if ui.available_width() <= size::NARROW {
+        shell::page(ui, |ui| {
+            notices::failures(ui, view);
+            ui.horizontal_wrapped(|ui| verbs(ui, view));
+            ui.muted(&sum(snapshots));
+            strip(ui, view, snapshots);
+            ui.vertical(|ui| tree(ui, view, machine, snapshots, true));
+        });
+        return;
+    }
     egui::Frame::new().inner_margin(egui::Margin::same(size::GAP_PAGE as i8)).show(ui, |ui| {
         ui.spacing_mut().item_spacing.y = size::GAP_CARDS;
         notices::failures(ui, view);
-        ui.horizontal_wrapped(|ui| {
-            view.command_button(ui, Command::TakeSnapshot, Tone::Good);
-            view.command_button(ui, Command::Fork, Tone::Info);
-            let total: u64 = snapshots.list().iter().map(|one| one.size).sum();
-            let count = snapshots.list().len();
-            let word = if count == 1 { "snapshot" } else { "snapshots" };
-            ui.add(Label::new(
-                RichText::new(format!("{count} {word}, {} on this host", human(total))).color(ui.tokens().text_muted),
-            ));
+        ui.horizontal(|ui| {
+            verbs(ui, view);
+            ui.muted(&sum(snapshots));
         });
-        if !beside {
-            ScrollArea::vertical().auto_shrink([false, false]).show(ui, |ui| tree(ui, view, machine, snapshots, true));
-            return;
-        }
+        strip(ui, view, snapshots);
         let (room, height) = (ui.available_width(), ui.available_height());
-        let details_width = (room * 0.42).min(size::DETAILS);
+        let details_width = (room * 0.44).min(size::DETAILS);
         let column = |ui: &mut Ui, id: &str, width: f32, add: &mut dyn FnMut(&mut Ui)| {
             ui.allocate_ui_with_layout(vec2(width, height), Layout::top_down(egui::Align::Min), |ui| {
                 ui.set_width(width);
@@ -72,6 +72,82 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>, machine: &Machine) {
     });
 }
 
+/// What can be done with the machine as it is now.
+fn verbs(ui: &mut Ui, view: &mut View<'_>) {
+    view.command_button(ui, Command::TakeSnapshot, Tone::Good);
+    view.command_button(ui, Command::Fork, Tone::Info);
+    view.command_button(ui, Command::Clone, Tone::Info);
+    view.command_button(ui, Command::Timeline, Tone::Info);
+}
+
+/// The timeline, from the left to the right: a picture of each checkpoint, with the time.
+fn strip(ui: &mut Ui, view: &mut View<'_>, snapshots: &Snapshots) {
+    if snapshots.timeline.is_empty() {
+        if let Some(plan) = snapshots.plan {
+            ui.fine_print(&format!("Timeline: a checkpoint every {} minutes while it runs. None yet.", plan.minutes));
+        }
+        return;
+    }
+    // The newest is to be seen first.
+    ScrollArea::horizontal().id_salt("timeline").stick_to_right(true).auto_shrink([false, true]).show(ui, |ui| {
+        ui.horizontal(|ui| {
+            ui.spacing_mut().item_spacing.x = size::GAP_SMALL;
+            for one in &snapshots.timeline {
+                let selected = view.state.snapshot.as_ref() == Some(&one.id);
+                let response = checkpoint(ui, view, one, selected);
+                if response.has_focus() {
+                    view.state.focused_snapshot = Some(Some(one.id.clone()));
+                }
+                if response.clicked() || response.gained_focus() && !selected {
+                    view.ask(Action::LookAt(Some(one.id.clone())));
+                }
+                let enter = response.has_focus() && ui.input(|input| input.key_pressed(Key::Enter));
+                if response.double_clicked() || enter {
+                    view.ask(Action::AskRestore(one.id.clone()));
+                }
+            }
+        });
+        ui.add_space(size::GAP);
+    });
+}
+
+/// A checkpoint of the timeline.
+fn checkpoint(ui: &mut Ui, view: &View<'_>, one: &Snapshot, selected: bool) -> Response {
+    let t = ui.tokens();
+    let picture = size::CHECKPOINT;
+    let whole = vec2(picture.x + 2.0 * size::GAP_SMALL, picture.y + size::LINE_HEIGHT + 3.0 * size::GAP_SMALL);
+    let (rect, response) = ui.allocate_exact_size(whole, Sense::click());
+    let label = format!("{}, {}, {}", one.name, state(one).to_lowercase(), human(one.size));
+    response.widget_info(|| WidgetInfo::selected(WidgetType::SelectableLabel, true, selected, &label));
+    if !ui.is_rect_visible(rect) {
+        return response;
+    }
+    if selected || response.hovered() {
+        let fill = if selected { t.selection } else { t.surface_hover };
+        ui.painter().rect_filled(rect, CornerRadius::same(size::RADIUS), fill);
+    }
+    let place = Rect::from_min_size(rect.min + vec2(size::GAP_SMALL, size::GAP_SMALL), picture);
+    ui.picture(place, view.snapshot_pictures.get(&one.id));
+    let font = egui::FontId::proportional(size::TEXT_SMALL);
+    // The day is told where it is looked at.
+    let time = one.taken.split(' ').next_back().unwrap_or_default();
+    let color = if one.is_present { t.accent_text } else { t.text_muted };
+    let at = rect.center_bottom() - vec2(0.0, size::GAP_SMALL);
+    ui.painter().text(at, egui::Align2::CENTER_BOTTOM, time, font, color);
+    focus_ring(ui, &response, size::RADIUS);
+    response.on_hover_text(&one.taken)
+}
+
+fn sum(snapshots: &Snapshots) -> String {
+    let total: u64 = snapshots.points().map(|one| one.size).sum();
+    let count = |number: usize, word: &str| format!("{number} {word}{}", if number == 1 { "" } else { "s" });
+    let checkpoints = match snapshots.timeline.len() {
+        0 => String::new(),
+        number => format!(" and {}", count(number, "checkpoint")),
+    };
+    format!("{}{checkpoints}, {} on this host", count(snapshots.list().len(), "snapshot"), human(total))
+}
+
 fn empty(ui: &mut Ui, view: &mut View<'_>) {
     ui.card(|ui| {
         ui.spacing_mut().item_spacing.y = size::GAP;
@@ -80,10 +156,7 @@ fn empty(ui: &mut Ui, view: &mut View<'_>) {
             "A snapshot keeps the machine as it is at one moment: its disks and, while it runs, its memory and its screen. \
              You can go back to it at any time. The guest is stopped for some milliseconds only.",
         );
-        ui.horizontal_wrapped(|ui| {
-            view.command_button(ui, Command::TakeSnapshot, Tone::Good);
-            view.command_button(ui, Command::Fork, Tone::Info);
-        });
+        ui.horizontal_wrapped(|ui| verbs(ui, view));
     });
 }
 
@@ -132,8 +205,11 @@ fn tree(ui: &mut Ui, view: &mut View<'_>, machine: &Machine, snapshots: &Snapsho
         }
         if inside && selected {
             ui.add_space(size::GAP_SMALL);
-            ui.card(|ui| details(ui, view, machine, snapshots));
+            let unfolded = ui.scope(|ui| ui.card(|ui| details(ui, view, machine, snapshots))).response;
             ui.add_space(size::GAP);
+            if std::mem::take(&mut view.state.reveal_snapshot) {
+                ui.scroll_to_rect(response.rect.union(unfolded.rect), None);
+            }
         }
     }
 }
@@ -257,7 +333,15 @@ fn snapshot_details(ui: &mut Ui, view: &mut View<'_>, machine: &Machine, snapsho
         if ui.tool_button(Tone::Info, icon::RESTORE, "Restore…", reason).clicked() {
             view.ask(Action::AskRestore(one.id.clone()));
         }
-        if ui.tool_button(Tone::Info, icon::RENAME, "Edit…", reason).clicked() {
+        let copy = if one.is_checkpoint { "Open as a copy…" } else { "Clone…" };
+        let clone = ui.tool_button(Tone::Info, icon::CLONE, copy, reason);
+        clone
+            .widget_info(|| WidgetInfo::labeled(WidgetType::Button, reason.is_none(), format!("{copy}: {}", one.name)));
+        if clone.clicked() {
+            view.ask(Action::AskClone(one.id.clone()));
+        }
+        let edit = if one.is_checkpoint { "Keep…" } else { "Edit…" };
+        if ui.tool_button(Tone::Info, icon::RENAME, edit, reason).clicked() {
             view.ask(Action::AskDescribe(one.id.clone()));
         }
         if ui.tool_button(Tone::Error, icon::TRASH, "Delete…", reason).clicked() {
@@ -284,7 +368,7 @@ fn here_details(ui: &mut Ui, view: &mut View<'_>, machine: &Machine, snapshots: 
 fn screen(ui: &mut Ui, texture: Option<&egui::TextureHandle>, label: &str, word: &str) {
     let width = ui.available_width();
     // What can be done stands below, and is to be seen without scrolling.
-    let height = (ui.ctx().content_rect().height() * 0.22).min(size::PICTURE_HEIGHT);
+    let height = (ui.ctx().content_rect().height() * 0.2).min(size::PICTURE_HEIGHT);
     let screen = vec2(width, (width * 0.625).min(height));
     let (rect, response) = ui.allocate_exact_size(screen, Sense::hover());
     response.widget_info(|| WidgetInfo::labeled(WidgetType::Image, true, label));
