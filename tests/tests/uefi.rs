@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use orangery_tests::guest::Guest;
@@ -18,6 +19,8 @@ fn on_host(mut test: impl FnMut(&Host) -> Result<()>) -> Result<()> {
     })
 }
 
+/// How long Debian may take from its CD to the end: some forty seconds on an emulated host, where it is tried again.
+const DEBIAN_LIFE: Duration = Duration::from_secs(150);
 /// What the shell runs when it starts: it shows a variable of a vendor of its own, and sets it.
 const STARTUP: &str = "\
 setvar Juice -guid 6f72616e-6765-7279-8000-000000000001\r
@@ -91,7 +94,7 @@ fn debian_says(firmware: &str, expected: &[&str]) -> Result<()> {
         let folder = tempfile::tempdir_in(orangery_tests::artifacts()?)?;
         let disc = debian_disc(folder.path())?;
         let flags = format!("--firmware {firmware} --memory 768 --cpus 2 --net none --cdrom '{}'", disc.display());
-        let mut machine = Machine::start(host, firmware, &flags)?;
+        let mut machine = Machine::start_for(host, firmware, &flags, DEBIAN_LIFE)?;
         let text = machine.wait_for_serial("ok done")?;
         let said: Vec<&str> = text.lines().filter_map(|line| line.trim_end().strip_prefix("ok ")).collect();
         assert_eq!(said, expected);
