@@ -335,6 +335,15 @@ pub enum SnapshotAct {
         /// Its name or id
         snapshot: String,
     },
+    /// Say what is different between two, or between one and the present: settings, and how much of disks and memory
+    Diff {
+        #[command(flatten)]
+        which: Which,
+        /// The earlier one's name or id
+        before: String,
+        /// The later one's [default: the present]
+        after: Option<String>,
+    },
 }
 
 /// How a machine is run.

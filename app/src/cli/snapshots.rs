@@ -9,6 +9,7 @@ use super::args::{SnapshotAct, Which};
 use super::output::{ShownSnapshot, table};
 use super::verbs::{Out, library, told};
 use crate::jobs::{Present, verbs};
+use crate::library::diff::Diff;
 use crate::library::{CloneWish, size};
 
 /// Does what the command line says of snapshots.
@@ -32,6 +33,10 @@ pub fn perform(out: Out, act: &SnapshotAct) -> Result<(), CliError> {
             let (name, note) = (name.as_deref(), note.as_deref());
             let machine = verbs::describe_snapshot(&library()?, &which.name, snapshot, name, note)?;
             out.say(&json!({ "done": "edited" }), &format!("{:?}: edited the snapshot {snapshot:?}", machine.name));
+        }
+        SnapshotAct::Diff { which, before, after } => {
+            let diff = library()?.load(&which.name)?.diff(before, after.as_deref())?;
+            out.say(&shown(&diff), &told_diff(&diff));
         }
         SnapshotAct::Delete { which, snapshot } => {
             delete(out, which, snapshot)?;
@@ -70,6 +75,24 @@ pub fn clone(out: Out, which: &Which, new: Option<String>, of: Option<String>, l
     drop(progress);
     out.machine(&made, &format!("Made {:?} in {}", made.name, made.folder().display()));
     Ok(())
+}
+
+fn shown(diff: &Diff) -> serde_json::Value {
+    let settings = diff.settings.iter().map(|s| json!({ "field": s.field, "before": s.before, "after": s.after }));
+    let disks = diff.disks.iter().map(|(disk, size)| json!({ "disk": disk, "size": size }));
+    json!({ "settings": settings.collect::<Vec<_>>(), "disks": disks.collect::<Vec<_>>(), "memory": diff.memory })
+}
+
+fn told_diff(diff: &Diff) -> String {
+    let none = || String::from("-");
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    for setting in &diff.settings {
+        let [before, after] = [&setting.before, &setting.after].map(|value| value.clone().unwrap_or_else(none));
+        rows.push(vec![setting.field.clone(), format!("{before} → {after}")]);
+    }
+    rows.extend(diff.disks.iter().map(|(disk, bytes)| vec![format!("Disk {disk}"), size::human(*bytes)]));
+    rows.extend(diff.memory.map(|bytes| vec!["Memory".into(), size::human(bytes)]));
+    if rows.is_empty() { "Nothing is different".into() } else { table(&rows) }
 }
 
 /// Snapshots as a tree, the present where it stands.

@@ -229,6 +229,25 @@ fn going_back_puts_the_present_on_the_timeline() {
 }
 
 #[test]
+fn a_difference_tells_what_was_written_since_and_which_settings_are_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let (library, mut machine) = machine_with_disk(dir.path());
+    machine.take_snapshot("s", "").unwrap();
+    let before = machine.diff("s", None).unwrap();
+    assert!(before.settings.is_empty() && before.memory.is_none(), "{before:?}");
+    write(&top(&machine), 0, &[1; 256 << 10]);
+    machine.config.cpus += 1;
+    library.save(&machine).unwrap();
+    machine.take_snapshot("t", "").unwrap();
+    for after in [Some("t"), None] {
+        let diff = machine.diff("s", after).unwrap();
+        assert_eq!(diff.settings.iter().map(|setting| setting.field.as_str()).collect::<Vec<_>>(), ["cpus"]);
+        assert!(diff.disks[&0] >= before.disks[&0] + (256 << 10) && diff.disks[&0] < 1 << 20, "{diff:?}");
+    }
+    assert!(machine.diff("s", Some("u")).is_err());
+}
+
+#[test]
 fn a_timeline_without_space_keeps_its_newest_point() {
     let dir = tempfile::tempdir().unwrap();
     let (library, mut machine) = machine_with_disk(dir.path());

@@ -18,6 +18,7 @@
 pub mod checkpoints;
 mod copies;
 pub mod detect;
+pub mod diff;
 pub(crate) mod files;
 pub mod firmware;
 mod layers;

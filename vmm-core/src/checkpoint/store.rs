@@ -172,6 +172,35 @@ impl Store {
         runs.ok_or_else(|| damaged("its pages are outside its memory"))
     }
 
+    /// How much RAM of two checkpoints is not in the same place: what differs between them, and what was written again as it
+    /// was, bytes.
+    pub fn difference(&self, first: &str, second: &str) -> Result<u64, CheckpointError> {
+        let places = |id: &str| {
+            let memory = self.manifest(id)?.memory;
+            let runs = self.runs(id, &memory)?;
+            let place = |(run, layer): (PageRun, usize)| (run.first, run.count, memory.layers[layer].clone());
+            Ok::<_, CheckpointError>((runs.into_iter().map(place).collect::<Vec<_>>(), memory.size / PAGE))
+        };
+        let ((first, size), (second, other_size)) = (places(first)?, places(second)?);
+        // The places where a run of either begins or ends cut RAM into pieces, each of one layer or none in both.
+        let ends = |runs: &[(u64, u64, String)]| runs.iter().flat_map(|run| [run.0, run.0 + run.1]).collect::<Vec<_>>();
+        let mut cuts: Vec<u64> = [vec![0, size.max(other_size)], ends(&first), ends(&second)].concat();
+        cuts.sort_unstable();
+        cuts.dedup();
+        let mut at = [first.into_iter().peekable(), second.into_iter().peekable()];
+        let mut pages = 0;
+        for piece in cuts.windows(2) {
+            let [a, b] = at.each_mut().map(|runs| {
+                while runs.next_if(|run| run.0 + run.1 <= piece[0]).is_some() {}
+                runs.peek().filter(|run| run.0 <= piece[0]).map(|run| run.2.clone())
+            });
+            if a != b {
+                pages += piece[1] - piece[0];
+            }
+        }
+        Ok(pages * PAGE)
+    }
+
     /// A checkpoint's pages, opened.
     fn pages(&self, id: &str, memory: &MemoryTable) -> Result<PageTable, CheckpointError> {
         let damaged = |why: &str| CheckpointError::Damaged { id: id.into(), why: why.into() };

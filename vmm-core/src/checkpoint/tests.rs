@@ -236,6 +236,23 @@ fn a_checkpoint_of_what_hardly_changed_holds_what_changed() {
 }
 
 #[test]
+fn the_difference_between_checkpoints_is_what_is_in_other_places() {
+    let mut bench = Bench::new();
+    bench.memory.fill(GuestAddress(0), (10 * PAGE) as usize, 7).unwrap();
+    let first = bench.save(None, None);
+    assert_eq!(bench.store.difference(&first, &first).unwrap(), 0);
+    // A page in the middle, one that was zeroes, one that is zeroes now.
+    bench.memory.fill(GuestAddress(5 * PAGE), 10, 3).unwrap();
+    bench.memory.fill(GuestAddress(200 * PAGE), 10, 3).unwrap();
+    bench.memory.fill(GuestAddress(9 * PAGE), PAGE as usize, 0).unwrap();
+    let second = bench.save(Some(&first), None);
+    for pair in [(&first, &second), (&second, &first)] {
+        assert_eq!(bench.store.difference(pair.0, pair.1).unwrap(), 3 * PAGE);
+    }
+    assert!(matches!(bench.store.difference(&first, "none"), Err(CheckpointError::Missing { .. })));
+}
+
+#[test]
 fn what_was_not_finished_is_no_checkpoint_and_goes() {
     let bench = Bench::new();
     std::mem::forget(bench.store.begin("half").unwrap());
