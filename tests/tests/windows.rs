@@ -568,6 +568,14 @@ fn snapshots_of_a_running_machine_are_taken_restored_and_deleted_by_hand() -> Re
     manager.type_text("Renamed")?;
     manager.press("Save")?;
     row(&desktop, &manager, "Renamed")?;
+    // The key means what was clicked, and not the machine.
+    let renamed = row(&desktop, &manager, "Renamed")?;
+    manager.press(&renamed)?;
+    desktop.until("the keyboard in the row", || Ok(manager.control(&renamed)?.focused.then_some(())))?;
+    manager.keys(&["Delete"])?;
+    manager.control("Delete “Renamed”?")?;
+    manager.keys(&["Escape"])?;
+    desktop.until("the dialog's end", || Ok((!manager.shows("Delete “Renamed”?")?).then_some(())))?;
 
     // A machine that goes on from there when it is started, and shares what both have.
     manager.press("Clone…: Renamed")?;

@@ -173,6 +173,8 @@ struct Work {
     done: Option<String>,
     /// What is said when it is not.
     failed: String,
+    /// What is said when it was given up, where that left something.
+    cancelled: Option<String>,
     can_cancel: bool,
     work: Box<Do>,
 }
@@ -182,7 +184,7 @@ type Do = dyn FnOnce(&Library, Progress<'_>) -> Result<(), WorkError> + std::mar
 
 /// Begins a job. Its end is told when it comes.
 fn begin(shared: &Arc<Shared>, work: Work) {
-    let Work { machine, what, done, failed, can_cancel, work } = work;
+    let Work { machine, what, done, failed, cancelled, can_cancel, work } = work;
     let logs = shared.library.load(&machine).ok().map(|machine| machine.logs());
     let about = About { machine, what: what.clone(), logs, can_cancel };
     let worker = Arc::clone(shared);
@@ -196,7 +198,8 @@ fn begin(shared: &Arc<Shared>, work: Work) {
                 End::Done
             }
             Err(WorkError::Job(error)) if error.is_cancelled() => {
-                worker.tell.say(Update::Cancelled(format!("Cancelled: {}", small(&what))));
+                let cancelled = cancelled.unwrap_or_else(|| format!("Cancelled: {}", small(&what)));
+                worker.tell.say(Update::Cancelled(cancelled));
                 End::Cancelled
             }
             Err(error) => {
@@ -237,6 +240,7 @@ fn perform(shared: &Arc<Shared>, request: Request) {
                 what: format!("Suspending {name}"),
                 done: None,
                 failed: format!("{name} was not suspended"),
+                cancelled: None,
                 can_cancel: true,
                 machine: name.clone(),
                 work: Box::new(move |library, progress| Ok(verbs::suspend(library, &name, progress).map(drop)?)),
@@ -248,6 +252,7 @@ fn perform(shared: &Arc<Shared>, request: Request) {
                 what: format!("Taking the snapshot “{snapshot}” of {name}"),
                 done: Some(format!("Took the snapshot “{snapshot}” of {name}")),
                 failed: format!("The snapshot “{snapshot}” of {name} was not taken"),
+                cancelled: None,
                 can_cancel: true,
                 machine: name.clone(),
                 work: Box::new(move |library, progress| {
@@ -263,6 +268,7 @@ fn perform(shared: &Arc<Shared>, request: Request) {
                     what: format!("Restoring “{}” of {name}", snapshot.name),
                     done: Some(format!("{name} is back at “{}”", snapshot.name)),
                     failed: format!("{name} did not go back to “{}”", snapshot.name),
+                    cancelled: None,
                     // What loses something has begun by the time that a person would see it.
                     can_cancel: present.keep.is_some(),
                     machine: name.clone(),
@@ -283,6 +289,11 @@ fn perform(shared: &Arc<Shared>, request: Request) {
                 what: format!("Deleting the snapshot “{}” of {name}", snapshot.name),
                 done: Some(format!("Deleted the snapshot “{}” of {name}", snapshot.name)),
                 failed: format!("The snapshot “{}” of {name} was not deleted", snapshot.name),
+                // The snapshot itself is gone by then.
+                cancelled: Some(format!(
+                    "“{}” of {name} is deleted; its disks are merged the next time",
+                    snapshot.name
+                )),
                 can_cancel: true,
                 machine: name.clone(),
                 work: Box::new(move |library, progress| {
@@ -299,6 +310,7 @@ fn perform(shared: &Arc<Shared>, request: Request) {
                 ),
                 done: Some(format!("Made {new}")),
                 failed: format!("{new} was not made"),
+                cancelled: None,
                 can_cancel: full,
                 machine: name.clone(),
                 work: Box::new(move |library, progress| {
@@ -322,6 +334,7 @@ fn perform(shared: &Arc<Shared>, request: Request) {
                 what: format!("Forking {name}"),
                 done: Some(format!("{fork} goes on from this moment of {name}")),
                 failed: format!("{name} was not forked"),
+                cancelled: None,
                 can_cancel: false,
                 machine: name.clone(),
                 work: Box::new(move |library, progress| Ok(verbs::fork(library, &name, &fork, progress).map(drop)?)),

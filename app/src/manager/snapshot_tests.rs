@@ -228,8 +228,8 @@ fn in_the_tree_the_keys_mean_the_snapshot_and_not_the_machine() {
     stage.key(Modifiers::NONE, Key::Delete);
     assert!(stage.shows("Delete “Before the upgrade”?"));
     assert!(stage.shows(
-        "It can't be restored any more. The snapshot that came after it stays. What they need of its disks is merged into \
-         theirs, which takes some time. Up to 512 MiB on this host become free."
+        "It can't be restored any more. The snapshot that came after it stays. What is still needed of its disks is merged, \
+         which takes some time. Up to 512 MiB on this host become free."
     ));
     stage.click("Delete");
     assert_eq!(stage.asked(), [Request::DeleteSnapshot("Debian".into(), named("2", "Before the upgrade"))]);

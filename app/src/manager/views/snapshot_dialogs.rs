@@ -223,8 +223,8 @@ fn what_deleting_does(machine: &Machine, snapshots: &Snapshots, id: &str) -> Str
     };
     let merge = match (after > 0 || one.is_present, machine.state.is_alive()) {
         (false, _) => "",
-        (true, false) => " What they need of its disks is merged into theirs, which takes some time.",
-        (true, true) => " What they need of its disks is merged into theirs, while the machine runs on.",
+        (true, false) => " What is still needed of its disks is merged, which takes some time.",
+        (true, true) => " What is still needed of its disks is merged, while the machine runs on.",
     };
     format!("It can't be restored any more. {rest}{merge} Up to {} on this host become free.", human(one.size))
 }

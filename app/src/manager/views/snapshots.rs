@@ -98,6 +98,9 @@ fn strip(ui: &mut Ui, view: &mut View<'_>, snapshots: &Snapshots) {
                 if response.has_focus() {
                     view.state.focused_snapshot = Some(Some(one.id.clone()));
                 }
+                if response.clicked() {
+                    response.request_focus();
+                }
                 if response.clicked() || response.gained_focus() && !selected {
                     view.ask(Action::LookAt(Some(one.id.clone())));
                 }
@@ -178,7 +181,12 @@ fn tree(ui: &mut Ui, view: &mut View<'_>, machine: &Machine, snapshots: &Snapsho
         if response.has_focus() {
             view.state.focused_snapshot = Some(id.clone());
         }
-        if response.clicked() || response.secondary_clicked() || response.gained_focus() && !selected {
+        let clicked = response.clicked() || response.secondary_clicked();
+        if clicked {
+            // The keys mean what was clicked, and not the machine.
+            response.request_focus();
+        }
+        if clicked || response.gained_focus() && !selected {
             view.ask(Action::LookAt(id.clone()));
         }
         let enter = response.has_focus() && ui.input(|input| input.key_pressed(Key::Enter));
@@ -368,7 +376,7 @@ fn here_details(ui: &mut Ui, view: &mut View<'_>, machine: &Machine, snapshots: 
 fn screen(ui: &mut Ui, texture: Option<&egui::TextureHandle>, label: &str, word: &str) {
     let width = ui.available_width();
     // What can be done stands below, and is to be seen without scrolling.
-    let height = (ui.ctx().content_rect().height() * 0.2).min(size::PICTURE_HEIGHT);
+    let height = (ui.ctx().content_rect().height() * 0.16).min(size::PICTURE_HEIGHT);
     let screen = vec2(width, (width * 0.625).min(height));
     let (rect, response) = ui.allocate_exact_size(screen, Sense::hover());
     response.widget_info(|| WidgetInfo::labeled(WidgetType::Image, true, label));
