@@ -80,6 +80,8 @@ pub enum Action {
 pub enum Power {
     /// Start it.
     Start,
+    /// Start it, and keep nothing of what happens then.
+    StartUnsaved,
     /// Ask the guest to shut down.
     ShutDown,
     /// Pull the plug.
@@ -315,6 +317,8 @@ pub enum Command {
     Search,
     /// Start.
     Start,
+    /// Start without saving.
+    StartUnsaved,
     /// The window of a running machine.
     Console,
     /// Shut Down.
@@ -357,7 +361,7 @@ const CTRL: Modifiers = Modifiers::COMMAND;
 
 impl Command {
     /// Every command, in the order of the menus.
-    pub const ALL: [Command; 30] = {
+    pub const ALL: [Command; 31] = {
         use Command as C;
         [
             C::New,
@@ -372,6 +376,7 @@ impl Command {
             C::NormalSize,
             C::Search,
             C::Start,
+            C::StartUnsaved,
             C::Console,
             C::ShutDown,
             C::Pause,
@@ -408,6 +413,7 @@ impl Command {
             Command::NormalSize => "Normal text size",
             Command::Search => "Search",
             Command::Start => "Start",
+            Command::StartUnsaved => "Start Without Saving",
             Command::Console => "Show console",
             Command::ShutDown => "Shut Down",
             Command::Pause => "Pause",
@@ -439,7 +445,7 @@ impl Command {
             Command::LookDesktop | Command::LookDark | Command::LookLight => icon::NOT_CHOSEN,
             Command::Larger | Command::Smaller | Command::NormalSize => icon::TEXT_SIZE,
             Command::Search => icon::SEARCH,
-            Command::Start | Command::Resume => icon::START,
+            Command::Start | Command::StartUnsaved | Command::Resume => icon::START,
             Command::Console => icon::CONSOLE,
             Command::ShutDown => icon::SHUT_DOWN,
             Command::Pause => icon::PAUSE,
@@ -484,6 +490,7 @@ impl Command {
     pub fn power(self) -> Option<Power> {
         Some(match self {
             Command::Start => Power::Start,
+            Command::StartUnsaved => Power::StartUnsaved,
             Command::ShutDown => Power::ShutDown,
             Command::PowerOff => Power::Off,
             Command::Reset => Power::Reset,
@@ -516,7 +523,7 @@ impl Command {
             Command::Clone => change_refusal(model, machine),
             Command::Fork if !machine.state.has_picture() => Some("Only a machine that runs can be forked"),
             // What is being done to its files needs them, and one that saves it ends it.
-            Command::Start | Command::Suspend | Command::Rename | Command::Delete | Command::Fork
+            Command::Start | Command::StartUnsaved | Command::Suspend | Command::Rename | Command::Delete | Command::Fork
                 if is_busy(machine) =>
             {
                 Some(BUSY)
@@ -561,10 +568,11 @@ impl Power {
     pub fn refusal(self, state: State) -> Option<&'static str> {
         use State as S;
         match (self, state) {
-            (Power::Start, S::Stopped) | (Power::Resume, S::Suspended) => None,
+            (Power::Start | Power::StartUnsaved, S::Stopped) => None,
+            (Power::StartUnsaved | Power::Resume, S::Suspended) => None,
             (Power::Start, S::Suspended) => Some("It is suspended: resume it"),
-            (Power::Start, S::Broken) => Some("Its file can't be understood"),
-            (Power::Start, _) => Some("It is running already"),
+            (Power::Start | Power::StartUnsaved, S::Broken) => Some("Its file can't be understood"),
+            (Power::Start | Power::StartUnsaved, _) => Some("It is running already"),
             (Power::Off, S::Suspended) => None,
             (_, S::Stopped | S::Suspended | S::Broken) => Some("It is not running"),
             (Power::Off, _) => None,

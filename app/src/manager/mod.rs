@@ -634,6 +634,7 @@ impl Manager {
                 }
             }
             Command::Start
+            | Command::StartUnsaved
             | Command::ShutDown
             | Command::Pause
             | Command::Suspend

@@ -479,11 +479,12 @@ fn ask(library: &Library, name: &str, request: &protocol::Request) -> Result<(),
 
 fn power(library: &Library, name: &str, verb: Power) -> Result<(), Failure> {
     let (what, request) = match verb {
-        Power::Start => {
+        Power::Start | Power::StartUnsaved => {
             let what = format!("{name} did not start");
             let next = "The machine's Log tab tells what its monitor wrote down.";
             let machine = library.load(name).map_err(|error| failure(what.clone(), &error, None))?;
-            return match session::launch(library, &machine, Manner::default()) {
+            let manner = Manner { without_saving: verb == Power::StartUnsaved, ..Manner::default() };
+            return match session::launch(library, &machine, manner) {
                 Ok(_) => Ok(()),
                 Err(error) => Err(failure(what, &error, Some(next))),
             };

@@ -80,6 +80,7 @@ fn contents(ui: &mut Ui, view: &mut View<'_>) {
             response.context_menu(|ui| {
                 for command in [
                     Command::Start,
+                    Command::StartUnsaved,
                     Command::Console,
                     Command::ShutDown,
                     Command::Pause,

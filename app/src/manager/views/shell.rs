@@ -113,6 +113,7 @@ fn menus(ui: &mut Ui, view: &mut View<'_>) {
         });
         ui.menu_button("Machine", |ui| {
             view.command_item(ui, C::Start);
+            view.command_item(ui, C::StartUnsaved);
             view.command_item(ui, C::Console);
             view.command_item(ui, C::ShutDown);
             view.command_item(ui, C::Pause);
