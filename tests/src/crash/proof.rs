@@ -8,6 +8,7 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
+use super::order::violations;
 use super::{Act, Outcome, Plan, State, look, run};
 use crate::kvm::Kvm;
 use crate::orangery;
@@ -168,6 +169,8 @@ pub fn prove(before: Stage, operation: &Operation<'_>) -> Result<Report> {
         ensure!(outcome.code == Some(0), "undisturbed: {outcome:?}");
         proof.new = look(&whole.folder).context("after")?;
         ensure!(proof.new.leaks.is_empty() && proof.new.junk.is_empty(), "undisturbed, it leaves {:?}", proof.new);
+        let loses = if *uring { Vec::new() } else { violations(&outcome.calls) };
+        ensure!(loses.is_empty(), "{:?}: a power cut may take something: {}", operation.verb, loses.join("; "));
         proof.settled = proof.settle(&whole).context("undisturbed")?;
         let calls = outcome.calls.len();
         ensure!(calls > 0, "nothing was stored");
