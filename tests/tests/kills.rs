@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use orangery_tests::crash::{Stage, State, look};
+use orangery_tests::crash::{Act, Plan, Stage, State, THOROUGH, look};
 use orangery_tests::kvm::Kvm;
 use orangery_tests::report;
 use serde_json::Value;
@@ -76,18 +76,40 @@ impl Bench {
 
     /// Waits until the guest has found all right once more since it was started.
     fn wait_for_round(&self, name: &str) {
+        self.wait_for_rounds(name, 1);
+    }
+
+    /// The same for so many times.
+    fn wait_for_rounds(&self, name: &str, times: usize) {
         let until = Instant::now() + PATIENCE;
         loop {
             let log = std::fs::read_to_string(self.log(name)).unwrap_or_default();
             // With all that the guest says of it.
             let failed = log.find("FAIL").is_some_and(|at| log[at..].contains('\n'));
             assert!(!failed, "{name}: {log}; {:#?}", self.history);
-            if log.contains(" holds") {
+            if log.matches(" holds").count() >= times {
                 return;
             }
             assert!(Instant::now() < until, "{name} does not go on: {}", self.show(name));
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// If it runs, its guest goes on and finds nothing wrong. A write of the guest's for which there was no room is made again.
+    fn runs_on(&self, name: &str) {
+        let rounds = || std::fs::read_to_string(self.log(name)).unwrap_or_default().matches(" holds").count();
+        let (first, until) = (rounds(), Instant::now() + PATIENCE);
+        while rounds() <= first {
+            match self.show(name)["state"].as_str() {
+                Some("stopped" | "suspended") => return,
+                // It may have gone on, or ended, meanwhile.
+                Some("paused") => drop(self.stage.run(&["resume", name]).unwrap()),
+                _ => {}
+            }
+            assert!(Instant::now() < until, "{name} does not go on: {}", self.show(name));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.wait_for_round(name);
     }
 
     fn start(&self, name: &str) {
@@ -171,6 +193,19 @@ impl Bench {
     }
 }
 
+fn bench() -> Bench {
+    let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64 | 1;
+    eprintln!("seed {seed}");
+    let stage = Stage::new().unwrap();
+    let kernel = stage.folder.parent().unwrap().join("probe.elf");
+    std::fs::write(&kernel, orangery_assets::PROBE_ELF).unwrap();
+    let (kernel, words) = (kernel.to_str().unwrap(), "then=watch watchmib=1");
+    let machine = ["create", "a", "--memory", "64", "--cpus", "1", "--new-disk", "1M"];
+    stage.ok(&[&machine[..], &["--kernel", kernel, "--cmdline", words]].concat()).unwrap();
+    let (took, killed) = (BTreeMap::new(), BTreeMap::new());
+    Bench { stage, dice: Dice(seed), took, killed, history: Vec::new() }
+}
+
 #[test]
 fn a_machine_that_is_killed_at_any_instant_keeps_its_snapshots_and_starts() {
     let test = "a_machine_that_is_killed_at_any_instant_keeps_its_snapshots_and_starts";
@@ -178,17 +213,7 @@ fn a_machine_that_is_killed_at_any_instant_keeps_its_snapshots_and_starts() {
         return report::skip(2, test, "there is no usable /dev/kvm");
     }
     let kills = std::env::var(KILLS).map_or(FEW, |text| text.parse().unwrap());
-    let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64 | 1;
-    eprintln!("seed {seed}, {kills} kills");
-    let stage = Stage::new().unwrap();
-    // Not beside the machines.
-    let kernel = stage.folder.parent().unwrap().join("probe.elf");
-    std::fs::write(&kernel, orangery_assets::PROBE_ELF).unwrap();
-    let (kernel, words) = (kernel.to_str().unwrap(), "then=watch watchmib=1");
-    let machine = ["create", "a", "--memory", "64", "--cpus", "1", "--new-disk", "1M"];
-    stage.ok(&[&machine[..], &["--kernel", kernel, "--cmdline", words]].concat()).unwrap();
-    let (took, killed) = (BTreeMap::new(), BTreeMap::new());
-    let mut bench = Bench { stage, dice: Dice(seed), took, killed, history: Vec::new() };
+    let mut bench = bench();
     let mut before = look(&bench.stage.folder).unwrap();
     bench.start("a");
     for number in 0..kills {
@@ -231,4 +256,82 @@ fn a_machine_that_is_killed_at_any_instant_keeps_its_snapshots_and_starts() {
     let killed: u64 = bench.killed.values().map(|(before, after)| before + after).sum();
     assert_eq!(killed, kills);
     eprintln!("killed (before the end of it, after): {:?}", bench.killed);
+}
+
+/// What a process that runs a machine does first of what is asked of it.
+const FIRST: &[&str] = &["orangery-part", "/checkpoints", ".machine.toml"];
+
+/// Has `a` run in `bench` under a tracer, does `verb` to it, and ends it. Returns how many calls there were, what the verb said,
+/// and whether the call came that was asked for.
+fn traced(bench: &Bench, verb: &[&str], at: Option<(usize, Act)>) -> (usize, std::process::Output, bool) {
+    // What an earlier process said.
+    let _ = std::fs::remove_file(bench.log("a"));
+    std::thread::scope(|scope| {
+        let plan = Plan { at, uring: false, from: FIRST };
+        let run = scope.spawn(move || bench.stage.traced(&["run", "a", "--headless"], plan).unwrap());
+        bench.wait_for_round("a");
+        let output = bench.stage.run(verb).unwrap();
+        if matches!(at, Some((_, Act::Fail(_)))) {
+            bench.runs_on("a");
+        }
+        bench.kill("a");
+        let outcome = run.join().unwrap();
+        (outcome.calls.len(), output, outcome.reached)
+    })
+}
+
+#[test]
+fn a_running_machine_is_interrupted_at_any_call_and_loses_nothing() {
+    let test = "a_running_machine_is_interrupted_at_any_call_and_loses_nothing";
+    if Kvm::detect() == Kvm::None {
+        return report::skip(2, test, "there is no usable /dev/kvm");
+    }
+    let first = bench();
+    for name in ["s1", "s2"] {
+        first.start("a");
+        first.stage.ok(&["snapshot", "take", "a", name]).unwrap();
+        first.kill("a");
+    }
+    let before = look(&first.stage.folder).unwrap();
+    let thorough = std::env::var(THOROUGH).is_ok();
+    let mut dice = Dice(first.dice.0);
+    let verbs: [(&[&str], Option<&str>); 3] = [
+        (&["suspend", "a"], None),
+        (&["snapshot", "take", "a", "s3"], None),
+        (&["snapshot", "delete", "a", "s1"], Some("s1")),
+    ];
+    for (verb, touched) in verbs {
+        let again = || Bench {
+            stage: first.stage.copy().unwrap(),
+            dice: Dice(1),
+            took: BTreeMap::new(),
+            killed: BTreeMap::new(),
+            history: Vec::new(),
+        };
+        let (calls, output, _) = traced(&again(), verb, None);
+        assert!(output.status.success() && calls > 5, "{verb:?}: {calls} calls, {output:?}");
+        let mut done = 0;
+        // An I/O error could be the guest's, which would tell of it.
+        for act in [Act::Kill, Act::Fail(libc::ENOSPC)] {
+            let one = dice.below(calls as u64) as usize;
+            let few = if act == Act::Kill || touched.is_some() { one..one + 1 } else { 0..0 };
+            for at in if thorough { 0..calls } else { few } {
+                let mut bench = again();
+                bench.history.push(format!("{verb:?}, {act:?} before call {at} of {calls}"));
+                let (_, output, reached) = traced(&bench, verb, Some((at, act)));
+                let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                bench.history.push(said.clone());
+                assert!(output.status.success() || said.len() > 20, "{:?}", bench.history);
+                assert!(!said.contains("panicked"), "{:?}", bench.history);
+                if thorough {
+                    eprintln!("{:?}", bench.history);
+                }
+                bench.compare(&before, touched);
+                bench.start("a");
+                bench.kill("a");
+                done += usize::from(reached);
+            }
+        }
+        eprintln!("{verb:?}: {calls} calls; interrupted {done} times");
+    }
 }

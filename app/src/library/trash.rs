@@ -70,6 +70,8 @@ impl Library {
         let mut machine = Machine::read(&trashed.folder)?;
         self.refuse_taken(&machine.name, None)?;
         machine.folder = self.place(&trashed.folder, &machine.name)?;
+        let trash = self.root.join(FOLDER);
+        files::sync_folder(&trash).map_err(LibraryError::io("write", &trash))?;
         Ok(machine)
     }
 
@@ -95,7 +97,8 @@ impl Library {
                 let mut name = std::ffi::OsString::from(GOING);
                 name.push(item.file_name());
                 let going = trash.join(name);
-                std::fs::rename(&path, &going).and_then(|()| std::fs::remove_dir_all(&going))
+                let renamed = std::fs::rename(&path, &going).and_then(|()| files::sync_folder(&trash));
+                renamed.and_then(|()| std::fs::remove_dir_all(&going))
             } else {
                 std::fs::remove_file(&path)
             };

@@ -1,6 +1,7 @@
 //! Interrupts what Orangery does to files, at every system call that changes any, and looks at what is left (docs/testing.md).
 
 mod filter;
+mod order;
 mod proof;
 mod state;
 mod tracer;

@@ -8,6 +8,7 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
+use super::order::violations;
 use super::{Act, Outcome, Plan, State, look, run};
 use crate::kvm::Kvm;
 use crate::orangery;
@@ -43,7 +44,10 @@ impl Stage {
     }
 
     /// Another with the same in it.
-    fn copy(&self) -> Result<Stage> {
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub fn copy(&self) -> Result<Stage> {
         let copy = Stage::new()?;
         for entry in fs::read_dir(&self.folder)? {
             let entry = entry?;
@@ -85,7 +89,11 @@ impl Stage {
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    fn traced(&self, args: &[&str], plan: Plan) -> Result<Outcome> {
+    /// Runs it, interrupted as planned.
+    ///
+    /// # Errors
+    /// It can't be followed.
+    pub fn traced(&self, args: &[&str], plan: Plan) -> Result<Outcome> {
         run(self.command(args)?, &self.folder, &self.scratch, plan)
     }
 }
@@ -157,10 +165,12 @@ pub fn prove(before: Stage, operation: &Operation<'_>) -> Result<Report> {
     let mut wrong = Vec::new();
     for uring in if thorough { &[false, true][..] } else { &[false][..] } {
         let whole = proof.before.copy()?;
-        let outcome = whole.traced(operation.verb, Plan { at: None, uring: *uring })?;
+        let outcome = whole.traced(operation.verb, Plan { at: None, uring: *uring, from: &[] })?;
         ensure!(outcome.code == Some(0), "undisturbed: {outcome:?}");
         proof.new = look(&whole.folder).context("after")?;
         ensure!(proof.new.leaks.is_empty() && proof.new.junk.is_empty(), "undisturbed, it leaves {:?}", proof.new);
+        let loses = if *uring { Vec::new() } else { violations(&outcome.calls) };
+        ensure!(loses.is_empty(), "{:?}: a power cut may take something: {}", operation.verb, loses.join("; "));
         proof.settled = proof.settle(&whole).context("undisturbed")?;
         let calls = outcome.calls.len();
         ensure!(calls > 0, "nothing was stored");
@@ -201,7 +211,7 @@ pub fn prove(before: Stage, operation: &Operation<'_>) -> Result<Report> {
 impl Proof<'_> {
     fn interrupt(&mut self, at: usize, act: Act, uring: bool) -> Result<()> {
         let stage = self.before.copy()?;
-        let outcome = stage.traced(self.operation.verb, Plan { at: Some((at, act)), uring })?;
+        let outcome = stage.traced(self.operation.verb, Plan { at: Some((at, act)), uring, from: &[] })?;
         if !outcome.reached {
             // Names are random, and so may be the number of calls.
             ensure!(outcome.code == Some(0), "not reached: {outcome:?}");
