@@ -523,7 +523,12 @@ impl Command {
             Command::Clone => change_refusal(model, machine),
             Command::Fork if !machine.state.has_picture() => Some("Only a machine that runs can be forked"),
             // What is being done to its files needs them, and one that saves it ends it.
-            Command::Start | Command::StartUnsaved | Command::Suspend | Command::Rename | Command::Delete | Command::Fork
+            Command::Start
+            | Command::StartUnsaved
+            | Command::Suspend
+            | Command::Rename
+            | Command::Delete
+            | Command::Fork
                 if is_busy(machine) =>
             {
                 Some(BUSY)

@@ -47,6 +47,8 @@ pub struct Machine {
     pub disks: Vec<DiskFacts>,
     /// It runs without a window.
     pub headless: bool,
+    /// What happens in it is gone when it ends.
+    pub without_saving: bool,
     /// The media in its drives, as they are while it runs.
     pub drives: Option<Vec<Option<PathBuf>>>,
     /// What went wrong while it ran, the last thing.

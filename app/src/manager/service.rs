@@ -79,6 +79,7 @@ struct Live {
     name: String,
     state: State,
     headless: bool,
+    without_saving: bool,
     drives: Option<Vec<Option<PathBuf>>>,
     problem: Option<String>,
 }
@@ -636,6 +637,7 @@ fn look_at(shared: &Arc<Shared>, entry: library::Entry, followers: &mut HashMap<
                 config: Err(chain(&error)),
                 disks: Vec::new(),
                 headless: false,
+                without_saving: false,
                 drives: None,
                 problem: None,
             };
@@ -660,6 +662,7 @@ fn look_at(shared: &Arc<Shared>, entry: library::Entry, followers: &mut HashMap<
         name: name.clone(),
         state: if held { State::Starting } else { at_rest(&kept) },
         headless: false,
+        without_saving: false,
         drives: None,
         problem: None,
     });
@@ -672,6 +675,7 @@ fn look_at(shared: &Arc<Shared>, entry: library::Entry, followers: &mut HashMap<
         config: Ok(kept.config),
         disks,
         headless: live.headless,
+        without_saving: live.without_saving,
         drives: live.drives,
         problem: live.problem,
     }
@@ -718,7 +722,17 @@ fn follow(shared: &Shared, id: &str, name: &str, stopped: &Receiver<()>) {
                 let young = begun.elapsed() < START_PATIENCE && matches!(error, ControlError::NotRunning);
                 let state = if young { State::Starting } else { State::Unresponsive };
                 let problem = (!young).then(|| chain(&error));
-                (Live { name: name.to_string(), state, headless: false, drives: None, problem }, None)
+                (
+                    Live {
+                        name: name.to_string(),
+                        state,
+                        headless: false,
+                        without_saving: false,
+                        drives: None,
+                        problem,
+                    },
+                    None,
+                )
             }
         };
         if live.state == State::Stopped {
@@ -758,6 +772,7 @@ impl Live {
                 control::Power::Stopped | control::Power::Suspended => State::Stopped,
             },
             headless: !state.window,
+            without_saving: state.without_saving,
             drives: Some(state.drives),
             problem: state.problem,
         }

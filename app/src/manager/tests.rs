@@ -126,6 +126,7 @@ fn machine(name: &str, state: State) -> Machine {
         config: Ok(config()),
         disks: vec![DiskFacts { path, sizes: Ok((40 << 30, 3 << 30)) }],
         headless: false,
+        without_saving: false,
         drives: state.is_alive().then(|| vec![Some("/isos/debian-12.iso".into())]),
         problem: None,
         folder,
@@ -729,4 +730,21 @@ fn pages_look_as_they_did() {
             results.add(stage.harness.try_snapshot(format!("manager-{page}-{theme}")));
         }
     }
+}
+
+#[test]
+fn a_machine_is_started_without_saving_from_the_menu_and_says_so() {
+    let mut stage = Stage::with_machines();
+    stage.click("Mint, stopped");
+    stage.click("Machine");
+    stage.click("Start Without Saving");
+    assert_eq!(stage.asked(), [Request::Power("Mint".into(), Power::StartUnsaved)]);
+    assert!(!stage.shows("None: what happens now is gone when the machine ends"));
+    let mut machines = three();
+    for machine in &mut machines {
+        machine.without_saving = machine.name == "Debian";
+    }
+    stage.tell(Update::Machines(Ok(machines)));
+    stage.click("Debian, running");
+    assert!(stage.shows("None: what happens now is gone when the machine ends"));
 }

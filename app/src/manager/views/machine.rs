@@ -222,6 +222,9 @@ fn facts(ui: &mut Ui, machine: &Machine, config: &VmConfig) {
     if machine.headless && machine.state.is_alive() {
         ui.fact("Window", "None: it was started without one");
     }
+    if machine.without_saving {
+        ui.fact("Saving", "None: what happens now is gone when the machine ends");
+    }
     ui.fact("Folder", &machine.folder.display().to_string());
 }
 
