@@ -166,6 +166,7 @@ fn main() -> anyhow::Result<()> {
                 Ok(())
             }),
             save: None,
+            past: None,
             events,
             requests,
         })

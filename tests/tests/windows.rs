@@ -602,6 +602,25 @@ fn snapshots_of_a_running_machine_are_taken_restored_and_deleted_by_hand() -> Re
     manager.control("jobs.log")?;
     manager.screenshot("8-log")?;
     assert_eq!(state()?, "running");
+
+    // Back along the timeline, from the machine's own window: another process goes on from there.
+    console.focus()?;
+    console.host("Left")?;
+    console.press("Keep a timeline")?;
+    let points = || -> Result<usize> {
+        let list: Vec<serde_json::Value> =
+            serde_json::from_str(&machine.orangery(&["timeline", "list", "lab", "--json"])?)?;
+        Ok(list.len())
+    };
+    desktop.until("a checkpoint", || Ok((points()? == 1).then_some(())))?;
+    console.host("Left")?;
+    console.control("Go back")?;
+    console.screenshot("9-timeline")?;
+    console.press("Go back")?;
+    desktop.until("the console's end", || Ok((!console.is_open()?).then_some(())))?;
+    let console = desktop.window("lab .+ Orangery$")?;
+    console.control("Running")?;
+    assert!(points()? >= 2, "what it was before it went back is not on the timeline");
     Ok(())
 }
 

@@ -313,6 +313,8 @@ pub enum SnapshotAct {
         /// Take a snapshot of the present first, called this
         #[arg(long, value_name = "NAME")]
         keep: Option<String>,
+        #[command(flatten)]
+        around: RestoreArgs,
     },
     /// Give one another name or note
     #[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
@@ -363,6 +365,17 @@ impl From<MannerArgs> for Manner {
     }
 }
 
+/// What is done before and after a machine goes back.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct RestoreArgs {
+    /// Power off a machine that runs first
+    #[arg(long)]
+    pub power_off: bool,
+    /// Start it afterwards, with its window
+    #[arg(long)]
+    pub start: bool,
+}
+
 /// What to do with a timeline.
 #[derive(Debug, Subcommand)]
 pub enum TimelineAct {
@@ -393,6 +406,8 @@ pub enum TimelineAct {
         which: Which,
         /// Its id, or the beginning of it
         checkpoint: String,
+        #[command(flatten)]
+        around: RestoreArgs,
     },
     /// Make another machine that goes on from there, beside this one
     Copy {

@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use super::CliError;
-use super::args::{SnapshotAct, Which};
+use super::args::{RestoreArgs, SnapshotAct, Which};
 use super::output::{ShownSnapshot, table};
 use super::verbs::{Out, library, told};
 use crate::jobs::{Present, verbs};
 use crate::library::diff::Diff;
 use crate::library::{CloneWish, size};
+use crate::session::{self, Manner};
 
 /// Does what the command line says of snapshots.
 pub fn perform(out: Out, act: &SnapshotAct) -> Result<(), CliError> {
@@ -25,9 +26,8 @@ pub fn perform(out: Out, act: &SnapshotAct) -> Result<(), CliError> {
                 library()?.load(&which.name)?.snapshots()?.into_iter().map(Into::into).collect();
             out.say(&snapshots, &tree(&snapshots));
         }
-        SnapshotAct::Restore { which, snapshot, keep } => {
-            let present = Present { keep: keep.clone(), power_off: false };
-            restore(out, which, snapshot, &present)?;
+        SnapshotAct::Restore { which, snapshot, keep, around } => {
+            restore(out, which, snapshot, keep.clone(), *around)?;
         }
         SnapshotAct::Edit { which, snapshot, name, note } => {
             let (name, note) = (name.as_deref(), note.as_deref());
@@ -46,9 +46,23 @@ pub fn perform(out: Out, act: &SnapshotAct) -> Result<(), CliError> {
 }
 
 /// Goes back to a snapshot or a checkpoint of the timeline.
-pub fn restore(out: Out, which: &Which, point: &str, present: &Present) -> Result<(), CliError> {
+pub fn restore(
+    out: Out,
+    which: &Which,
+    point: &str,
+    keep: Option<String>,
+    around: RestoreArgs,
+) -> Result<(), CliError> {
+    let library = library()?;
+    let present = Present { keep, power_off: around.power_off };
     let mut progress = told(out, &which.name, "saving its memory");
-    let machine = verbs::restore_snapshot(&library()?, &which.name, point, present, &mut progress)?;
+    let machine = verbs::restore_snapshot(&library, &which.name, point, &present, &mut progress)?;
+    drop(progress);
+    if around.start {
+        session::launch(&library, &machine, Manner::default())?;
+        out.say(&json!({ "done": "restored" }), &format!("{:?}: goes on from {point:?}", machine.name));
+        return Ok(());
+    }
     let next = match machine.resume {
         Some(_) => "its next start goes on from there",
         None => "it is off, as it was then",

@@ -7,7 +7,7 @@ use super::args::{TimelineAct, Which};
 use super::output::{ShownSnapshot, table};
 use super::verbs::{Out, library};
 use super::{Exit, snapshots};
-use crate::jobs::{Present, verbs as jobs};
+use crate::jobs::verbs as jobs;
 use crate::library::{Timeline, size};
 
 /// Characters of an id that are shown.
@@ -30,7 +30,7 @@ pub fn perform(out: Out, act: &TimelineAct) -> Result<(), CliError> {
             Ok(())
         }
         TimelineAct::List { which } => list(out, which),
-        TimelineAct::Restore { which, checkpoint } => snapshots::restore(out, which, checkpoint, &Present::default()),
+        TimelineAct::Restore { which, checkpoint, around } => snapshots::restore(out, which, checkpoint, None, *around),
         TimelineAct::Copy { which, checkpoint, new } => {
             snapshots::clone(out, which, new.clone(), Some(checkpoint.clone()), true)
         }

@@ -63,6 +63,8 @@ pub enum Action {
     AskSnapshot,
     /// Makes a machine that goes on from this moment as well.
     Fork,
+    /// Looks at the machine's past.
+    LookBack,
     /// Gives up what takes time.
     Cancel,
 }
@@ -96,6 +98,7 @@ impl Action {
             Action::Suspend => "Suspend",
             Action::AskSnapshot => "Take a snapshot",
             Action::Fork => "Fork",
+            Action::LookBack => "Timeline",
             Action::Cancel => "Cancel",
         }
     }
@@ -121,6 +124,7 @@ impl Action {
             Action::Eject(_) => icon::EJECT,
             Action::AskSnapshot => icon::BOOKMARK_SIMPLE,
             Action::Fork => icon::GIT_FORK,
+            Action::LookBack => icon::CLOCK_COUNTER_CLOCKWISE,
             Action::Close | Action::Cancel => icon::X,
             Action::KeepRunning => icon::PLAY,
             Action::Suspend => icon::MOON,
@@ -148,13 +152,15 @@ const fn letter(c: char, name: &'static str, action: Action) -> Chord {
 }
 
 /// The host key's chords, in the order the list shows them.
-pub const CHORDS: [Chord; 15] = [
+pub const CHORDS: [Chord; 17] = [
     letter('f', "Host+F", Action::ToggleFullscreen),
     letter('c', "Host+C", Action::ToggleScaled),
     letter('1', "Host+1", Action::ShowScreen),
     letter('2', "Host+2", Action::ShowSerial),
     letter('t', "Host+T", Action::AskSnapshot),
     letter('k', "Host+K", Action::Fork),
+    Chord { stroke: Stroked::Code(key::LEFT), name: "Host+Left", action: Action::LookBack },
+    Chord { stroke: Stroked::Code(key::RIGHT), name: "Host+Right", action: Action::LookBack },
     letter('p', "Host+P", Action::TogglePause),
     letter('h', "Host+H", Action::ShutDown),
     letter('r', "Host+R", Action::AskReset),

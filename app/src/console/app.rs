@@ -100,10 +100,11 @@ impl App {
         session: ConsoleSession,
         waker: Waker,
     ) -> anyhow::Result<App> {
-        let ConsoleSession { screen, keyboard, pointer, serial, command, type_text, save, events, requests } = session;
+        let ConsoleSession { screen, keyboard, pointer, serial, command, type_text, save, past, events, requests } =
+            session;
         let serial = serial.map(|stream| Serial::start(stream, waker.clone())).transpose()?;
         let can_save = save.is_some();
-        let (worker, outcomes) = Worker::start(command, type_text, save, waker.clone())?;
+        let (worker, outcomes) = Worker::start(command, type_text, save, past, waker.clone())?;
         let model = Model {
             title: options.title.clone(),
             state: Lifecycle::Created,
@@ -372,12 +373,14 @@ impl App {
                     saving.share = (total > 0).then(|| (done as f64 / total as f64).min(1.0) as f32);
                 }
             }
+            Outcome::Past(Ok(points)) => self.ask(Dialog::timeline(points)),
+            Outcome::Past(Err(why)) => self.say(Tone::Error, why),
             Outcome::Saved(saved, cancelled) => {
                 self.model.saving = None;
                 match saved {
                     Ok(text) => self.say(Tone::Good, text),
                     Err(_) if cancelled => self.say(Tone::Info, "Cancelled"),
-                    Err(why) => self.problem(format!("It was not saved: {why}")),
+                    Err(why) => self.problem(format!("It was not done: {why}")),
                 }
             }
         }
@@ -470,7 +473,8 @@ impl App {
             Action::Suspend => self.save(Saving::Suspend, "Suspending"),
             Action::AskSnapshot if self.can_save() => self.ask(Dialog::snapshot()),
             Action::Fork if self.can_save() => self.save(Saving::Fork, "Forking"),
-            Action::AskSnapshot | Action::Fork => {}
+            Action::LookBack if self.can_save() => self.worker.look_back(),
+            Action::AskSnapshot | Action::Fork | Action::LookBack => {}
             Action::Cancel => {
                 self.worker.cancel();
                 if let Some(saving) = &mut self.model.saving {
@@ -494,7 +498,7 @@ impl App {
 
     fn save(&mut self, saving: Saving, what: impl Into<String>) {
         if self.can_save() {
-            let can_cancel = saving != Saving::Fork;
+            let can_cancel = !matches!(saving, Saving::Fork | Saving::KeepTimeline);
             self.model.saving = Some(Progress { what: what.into(), share: None, cancelling: false, can_cancel });
             self.worker.save(saving);
         }
@@ -522,6 +526,14 @@ impl App {
             Ask::TakeSnapshot(name, note) => {
                 let what = format!("Taking the snapshot “{name}”");
                 self.save(Saving::Snapshot(name, note), what);
+            }
+            Ask::Past(saving) => {
+                let what = match &saving {
+                    Saving::GoBack(_) => "Going back",
+                    Saving::Copy(_) => "Opening a copy",
+                    _ => "Beginning the timeline",
+                };
+                self.save(saving, what);
             }
             Ask::DismissProblem(n) => {
                 if n < self.model.problems.len() {

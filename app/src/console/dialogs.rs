@@ -10,6 +10,7 @@ use egui_phosphor::regular as icon;
 use super::actions::{Action, CHORDS};
 use super::look;
 use super::overlay::{Ask, Model};
+use super::timeline::{Point, Timeline};
 use crate::library::Timestamp;
 use crate::theme::{Note, Tone, UiExt, size, text_edit};
 
@@ -29,6 +30,7 @@ enum Kind {
     Keys,
     Medium { drive: usize, path: String },
     Snapshot { name: String, note: String },
+    Timeline(Timeline),
 }
 
 impl Dialog {
@@ -65,6 +67,11 @@ impl Dialog {
     pub fn snapshot() -> Dialog {
         let name = format!("Snapshot {}", Timestamp::now().local());
         Dialog::new(Kind::Snapshot { name, note: String::new() })
+    }
+
+    /// A slider over these points of the past, the oldest first.
+    pub fn timeline(points: Vec<Point>) -> Dialog {
+        Dialog::new(Kind::Timeline(Timeline::new(points)))
     }
 
     /// A file was picked for a drive; taken in if this dialog asks for it.
@@ -106,6 +113,7 @@ impl Dialog {
                     asks,
                 ),
                 Kind::Keys => keys(ui, model, fresh, asks),
+                Kind::Timeline(timeline) => timeline.show(ui, fresh, asks),
                 Kind::Snapshot { name, note } => snapshot(ui, fresh, name, note, asks),
                 Kind::Medium { drive, path } => medium(ui, fresh, *drive, path, asks),
             }
@@ -117,13 +125,13 @@ impl Dialog {
 }
 
 /// Buttons at the lower right, added from the right.
-fn buttons(ui: &mut Ui, add: impl FnOnce(&mut Ui)) {
+pub(super) fn buttons(ui: &mut Ui, add: impl FnOnce(&mut Ui)) {
     ui.add_space(size::GAP_LARGE);
     let row = vec2(ui.available_width(), size::CONTROL);
     ui.allocate_ui_with_layout(row, Layout::right_to_left(Align::Center), add);
 }
 
-fn focus_if(fresh: bool, response: Response) -> Response {
+pub(super) fn focus_if(fresh: bool, response: Response) -> Response {
     if fresh {
         response.request_focus();
     }

@@ -28,6 +28,10 @@ pub mod key {
     pub const SYSRQ: u16 = 99;
     /// Home.
     pub const HOME: u16 = 102;
+    /// Left arrow.
+    pub const LEFT: u16 = 105;
+    /// Right arrow.
+    pub const RIGHT: u16 = 106;
     /// Delete.
     pub const DELETE: u16 = 111;
     /// Left Super (the logo key).

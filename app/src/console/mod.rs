@@ -17,6 +17,7 @@ mod pace;
 mod pointer;
 pub mod screenshot;
 mod serial;
+mod timeline;
 mod transform;
 mod view;
 mod window;
@@ -34,6 +35,7 @@ use winit::event_loop::{EventLoop, EventLoopProxy};
 
 use crate::theme::Appearance;
 use app::{App, Wakeup};
+pub use timeline::Point;
 
 /// What draws the window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,11 +114,21 @@ pub enum Saving {
     Snapshot(String, String),
     /// Another machine goes on from this moment as well.
     Fork,
+    /// The machine goes back to this point of its timeline: it ends, and another process goes on from there.
+    GoBack(String),
+    /// Another machine goes on from this point of its timeline.
+    Copy(String),
+    /// It has a timeline from now on.
+    KeepTimeline,
 }
 
 /// Does one of [`Saving`] and waits until it is done; `progress` hears how much is done of how much, and says whether to go on.
 /// `Ok` has what a person is told of it, `Err` why it was not done, sentences. The window calls it on a thread of its own.
 pub type Save = Box<dyn Fn(&Saving, &mut dyn FnMut(u64, u64) -> bool) -> Result<String, String> + Send + Sync>;
+
+/// Reads the points of the machine's timeline, the oldest first. `Err` says why not. The window calls it on a thread of its
+/// own.
+pub type Past = Box<dyn Fn() -> Result<Vec<Point>, String> + Send + Sync>;
 
 /// What another process asks of this window through the control socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,6 +155,8 @@ pub struct ConsoleSession {
     pub type_text: TypeText,
     /// Saves it; absent where it is not kept.
     pub save: Option<Save>,
+    /// Its timeline; absent where it is not kept.
+    pub past: Option<Past>,
     /// What it tells. Call [`Waker::wake`] after each send. When it is closed, the machine is over.
     pub events: mpsc::Receiver<VmEvent>,
     /// Asked from outside. Call [`Waker::wake`] after each send.

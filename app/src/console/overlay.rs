@@ -11,6 +11,7 @@ use egui_phosphor::regular as icon;
 use vmm_core::backend::display::Mode;
 use vmm_core::vm::Lifecycle;
 
+use super::Saving;
 use super::actions::{Action, COMBINATIONS, CTRL_ALT_F1};
 use super::dialogs::Dialog;
 use super::look;
@@ -30,6 +31,8 @@ pub enum Ask {
     Browse(usize),
     /// Take a snapshot with this name and this note.
     TakeSnapshot(String, String),
+    /// Do this with the machine's past.
+    Past(Saving),
     /// The problem at this place was read.
     DismissProblem(usize),
     /// The dialog is over.
@@ -242,7 +245,9 @@ fn toolbar(ui: &mut Ui, model: &Model, has_terminal: bool, focus: bool, asks: &m
         }
         menu(ui, compact, alive, icon::POWER, "Power", |ui| power_menu(ui, model, asks));
         let savable = alive && model.can_save && model.saving.is_none();
-        for (action, word) in [(Action::AskSnapshot, "Snapshot"), (Action::Fork, "Fork")] {
+        for (action, word) in
+            [(Action::AskSnapshot, "Snapshot"), (Action::LookBack, "Timeline"), (Action::Fork, "Fork")]
+        {
             if bar_button(ui, compact, savable, action.icon(), word, action).clicked() {
                 asks.push(Ask::Do(action));
             }

@@ -7,11 +7,14 @@ use egui_kittest::kittest::{NodeT, Queryable};
 use vmm_core::backend::display::Mode;
 use vmm_core::vm::Lifecycle;
 
+use super::Saving;
 use super::actions::Action;
 use super::dialogs::Dialog;
 use super::overlay::{self, Ask, InputState, Model, Progress, Tab};
 use super::serial::Terminal;
+use super::timeline::Point;
 use super::transform::ViewMode;
+use crate::library::Timestamp;
 use crate::theme;
 
 struct State {
@@ -89,6 +92,7 @@ fn a_narrow_toolbar_keeps_its_names() {
         "Pause",
         "Power menu",
         "Snapshot",
+        "Timeline",
         "Fork",
         "Send keys menu",
         "CD menu",
@@ -296,4 +300,34 @@ fn an_idle_terminal_asks_for_no_drawing_and_a_small_window_keeps_80_by_25() {
     }
     let size = harness.state().terminal.size();
     assert!(size.columns > 150 && size.lines > 40, "{size:?}");
+}
+
+fn past(count: u64) -> Vec<Point> {
+    let picture = |n: u64| (n != 1).then(|| egui::ColorImage::filled([32, 20], egui::Color32::from_gray(n as u8 * 60)));
+    (0..count).map(|n| Point { id: format!("p{n}"), taken: Timestamp(1000 + n * 600), picture: picture(n) }).collect()
+}
+
+#[test]
+fn the_timeline_goes_back_to_the_point_that_its_slider_is_at() {
+    let mut harness = harness(1000.0, Model { dialog: Some(Dialog::timeline(past(3))), ..model() });
+    harness.run();
+    // The newest first; the arrow keys move.
+    harness.key_press(egui::Key::ArrowLeft);
+    harness.run();
+    assert!(harness.query_by_label("The screen was off").is_some());
+    harness.get_by_label("Go back").click();
+    harness.run();
+    assert_eq!(harness.state().asks, [Ask::Past(Saving::GoBack("p1".into()))]);
+    harness.state_mut().asks.clear();
+    harness.state_mut().model.dialog = Some(Dialog::timeline(past(3)));
+    harness.run();
+    harness.get_by_label("Open as a copy").click();
+    harness.run();
+    assert_eq!(harness.state().asks, [Ask::Past(Saving::Copy("p2".into()))]);
+    harness.state_mut().asks.clear();
+    harness.state_mut().model.dialog = Some(Dialog::timeline(vec![]));
+    harness.run();
+    harness.get_by_label("Keep a timeline").click();
+    harness.run();
+    assert_eq!(harness.state().asks, [Ask::Past(Saving::KeepTimeline)]);
 }

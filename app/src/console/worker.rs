@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use vmm_core::backend::display::Mode;
 use vmm_core::vm::VmCommand;
 
-use super::{Command, Save, Saving, TypeText, Waker, screenshot};
+use super::{Command, Past, Point, Save, Saving, TypeText, Waker, screenshot};
 
 /// Between two words on how far something is.
 const PACE: Duration = Duration::from_millis(100);
@@ -24,6 +24,8 @@ pub enum Outcome {
     Refused(VmCommand, String),
     /// How much of what takes time is done of how much.
     Progress(u64, u64),
+    /// The points of the machine's timeline, or why they can't be read.
+    Past(Result<Vec<Point>, String>),
     /// What took time is over: what is told of it, or why it was not done, and whether it was given up.
     Saved(Result<String, String>, bool),
     /// A text could not be typed: why.
@@ -39,6 +41,7 @@ pub struct Worker {
     commands: Sender<VmCommand>,
     texts: Sender<String>,
     save: Option<Arc<Save>>,
+    past: Option<Arc<Past>>,
     /// What is saved now is given up.
     cancel: Arc<AtomicBool>,
     outcomes: Sender<Outcome>,
@@ -54,6 +57,7 @@ impl Worker {
         command: Command,
         type_text: TypeText,
         save: Option<Save>,
+        past: Option<Past>,
         waker: Waker,
     ) -> std::io::Result<(Worker, Receiver<Outcome>)> {
         let (outcomes, out) = mpsc::channel();
@@ -74,8 +78,8 @@ impl Worker {
                 }
             }
         })?;
-        let (save, cancel) = (save.map(Arc::new), Arc::default());
-        Ok((Worker { commands, texts, save, cancel, outcomes, waker }, out))
+        let (save, past, cancel) = (save.map(Arc::new), past.map(Arc::new), Arc::default());
+        Ok((Worker { commands, texts, save, past, cancel, outcomes, waker }, out))
     }
 
     /// Asks the machine for something.
@@ -102,6 +106,15 @@ impl Worker {
         };
         if let Err(e) = spawn("console-save", &self.outcomes, &self.waker, work) {
             let _ = self.outcomes.send(Outcome::Saved(Err(format!("could not start a thread for it: {e}")), false));
+        }
+    }
+
+    /// Reads the machine's timeline.
+    pub fn look_back(&self) {
+        let Some(past) = self.past.clone() else { return };
+        let work = move |report: &dyn Fn(Outcome)| report(Outcome::Past(past()));
+        if let Err(e) = spawn("console-past", &self.outcomes, &self.waker, work) {
+            let _ = self.outcomes.send(Outcome::Past(Err(format!("could not start a thread for it: {e}"))));
         }
     }
 

@@ -3,6 +3,7 @@
 //! Each is a checkpoint of the monitor's in `checkpoints/`, with two files of ours in it: `about.json`, and a picture of the
 //! screen.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -154,7 +155,17 @@ impl Checkpoints {
         let ids = self.store.list()?;
         let mut all: Vec<Saved> =
             ids.into_iter().filter_map(|id| Some(Saved { about: self.about(&id)?, id })).collect();
-        all.sort_by(|a, b| (a.about.created, &a.id).cmp(&(b.about.created, &b.id)));
+        // Of those of one second, what came after another comes after it.
+        let parents: BTreeMap<String, Option<String>> =
+            all.iter().map(|saved| (saved.id.clone(), saved.about.parent.clone())).collect();
+        let depth = |saved: &Saved| {
+            let mut at = &saved.about.parent;
+            // Files may say anything, also that each comes after the other.
+            (0..parents.len())
+                .take_while(|_| at.as_ref().and_then(|id| parents.get(id)).map(|up| at = up).is_some())
+                .count()
+        };
+        all.sort_by_cached_key(|saved| (saved.about.created, depth(saved), saved.id.clone()));
         Ok(all)
     }
 

@@ -229,6 +229,18 @@ fn going_back_puts_the_present_on_the_timeline() {
 }
 
 #[test]
+fn snapshots_of_one_second_are_in_the_order_in_which_they_came() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, mut machine) = machine_with_disk(dir.path());
+    let names = ["e", "d", "c", "b", "a"];
+    for name in names {
+        machine.take_snapshot(name, "").unwrap();
+    }
+    let listed = machine.snapshots().unwrap();
+    assert_eq!(listed.iter().map(|snapshot| snapshot.name.as_str()).collect::<Vec<_>>(), names);
+}
+
+#[test]
 fn a_difference_tells_what_was_written_since_and_which_settings_are_others() {
     let dir = tempfile::tempdir().unwrap();
     let (library, mut machine) = machine_with_disk(dir.path());

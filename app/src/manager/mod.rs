@@ -30,6 +30,7 @@ use self::action::{Action, Command, Power, Purpose, Request, Update, Watch};
 use self::model::{Failure, Model, Picture};
 use self::picker::{Outcome, Picker};
 pub use self::settings::load as kept_settings;
+pub(crate) use self::snapshots::picture as snapshot_picture;
 use self::state::{Copy, Dialog, Draft, Page, Return, Tab, ViewState, Words, free_name};
 use self::views::{Pictures, View};
 use crate::library::NewDisk;

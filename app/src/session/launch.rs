@@ -122,6 +122,22 @@ pub(super) fn launch_fork(
     detach(command, &format!("{:?}", machine.name), &format!("see {}", machine.logs().display()))
 }
 
+/// Has a new process power off `machine`, which this one runs, set it back to the point `id` and start it again.
+///
+/// # Errors
+/// The process cannot be made.
+#[cfg(feature = "gui")]
+pub(super) fn go_back(root: &Path, machine: &Machine, id: &str) -> Result<(), LaunchError> {
+    let mut command = Command::new(own_program()?);
+    command.args(["timeline", "restore", &machine.id, id, "--power-off", "--start"]);
+    command.env(crate::library::ROOT_VARIABLE, root).current_dir(machine.folder()).stderr(errors(machine));
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    // SAFETY: setsid is async-signal-safe and touches no memory.
+    unsafe { command.pre_exec(|| rustix::process::setsid().map(|_| ()).map_err(Into::into)) };
+    let started = command.spawn().map(drop);
+    started.map_err(|error| LaunchError::new(format!("could not start the process that goes back: {error}")))
+}
+
 /// The file for what the process says that nobody reads; none is no reason not to start.
 fn errors(machine: &Machine) -> Stdio {
     let _ = std::fs::create_dir_all(machine.logs());

@@ -229,6 +229,69 @@ impl Session {
         Ok(name)
     }
 
+    /// The points of the timeline, the oldest first, with their pictures.
+    ///
+    /// # Errors
+    /// Why they can't be read, a sentence.
+    #[cfg(feature = "gui")]
+    pub(super) fn past(&self) -> Result<Vec<crate::console::Point>, String> {
+        let library = self.library.as_ref().ok_or("this machine is not kept")?;
+        let machine = library.load(&self.id).map_err(said)?;
+        let points = machine.timeline_points().map_err(said)?;
+        let point = |point: crate::library::snapshots::Snapshot| crate::console::Point {
+            picture: crate::manager::snapshot_picture(&machine, &point.id),
+            id: point.id,
+            taken: point.created,
+        };
+        Ok(points.into_iter().map(point).collect())
+    }
+
+    /// Keeps a timeline from now on.
+    ///
+    /// # Errors
+    /// Why not, a sentence.
+    #[cfg(feature = "gui")]
+    pub(super) fn begin_timeline(&self) -> Result<(), String> {
+        self.set_timeline(Some(Timeline::default()))?;
+        self.alarm.ring();
+        Ok(())
+    }
+
+    /// Takes a last point of the timeline and has another process end this one, and go on from the point `id`.
+    ///
+    /// # Errors
+    /// Why not, a sentence. This machine runs on then.
+    #[cfg(feature = "gui")]
+    pub(super) fn go_back(&self, id: &str, progress: Progress<'_>) -> Result<(), String> {
+        let library = self.library.as_ref().ok_or("this machine is not kept")?;
+        let machine = {
+            let (machine, _guard) = self.kept()?;
+            machine.snapshot(id).map_err(said)?;
+            let about = machine.about_now(Kind::Timeline).map_err(said)?;
+            self.take(machine.clone(), &about, progress)?;
+            machine
+        };
+        self.note("Going back to a checkpoint of the timeline.");
+        super::launch::go_back(library.root(), &machine, id).map_err(said)
+    }
+
+    /// Opens a point of the timeline as a machine of its own, and returns its name.
+    ///
+    /// # Errors
+    /// Why not, a sentence.
+    #[cfg(feature = "gui")]
+    pub(super) fn open_copy(&self, id: &str, progress: Progress<'_>) -> Result<String, String> {
+        let library = self.library.as_ref().ok_or("this machine is not kept")?;
+        let made = {
+            let (mut machine, _guard) = self.kept()?;
+            let name = library.free_fork_name(&machine.name).map_err(said)?;
+            let wish = crate::library::CloneWish { of: Some(id.into()), name, full: false };
+            library.clone_machine(&mut machine, &wish, progress).map_err(said)?
+        };
+        super::launch::launch(library, &made, super::Manner::default()).map_err(said)?;
+        Ok(made.name)
+    }
+
     /// Goes on with a machine that was forked off: it makes new random numbers.
     ///
     /// # Errors

@@ -62,8 +62,15 @@ pub fn show(
             Saving::Snapshot(name, note) => {
                 saved.take_snapshot(name, note, progress).map(|()| format!("Took the snapshot “{name}”"))
             }
+            Saving::GoBack(id) => saved.go_back(id, progress).map(|()| "The machine goes back".into()),
+            Saving::Copy(id) => saved.open_copy(id, progress).map(|copy| format!("“{copy}” goes on from there")),
+            Saving::KeepTimeline => {
+                saved.begin_timeline().map(|()| "A checkpoint is taken every ten minutes now".into())
+            }
             Saving::Fork => saved.fork_anew().map(|fork| format!("“{fork}” goes on from this moment as well")),
         });
+        let looked = session.clone();
+        let past: console::Past = Box::new(move || looked.past());
         let (serial, port) = UnixStream::pair().map_err(RunError::host("connect the window with the serial port"))?;
         let attached = server::Host::attach(&*session, Stream::Serial, port);
         Ok(ConsoleSession {
@@ -74,6 +81,7 @@ pub fn show(
             command: Box::new(move |command| commanded.send(command)),
             type_text: Box::new(move |text| typed.type_text(text)),
             save: session.library.is_some().then_some(save),
+            past: session.library.is_some().then_some(past),
             events: inbox,
             requests: asked,
         })
