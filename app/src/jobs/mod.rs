@@ -194,22 +194,21 @@ impl Shared {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change(&self, change: impl FnOnce(&mut Inner)) {
+    fn change<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
         let mut inner = self.lock();
-        change(&mut inner);
+        let changed = change(&mut inner);
         // Told under the lock, so that an older word never comes after a newer one.
         (self.tell)(inner.jobs.clone());
+        changed
     }
 
     fn add(&self, about: About, cancel: Arc<AtomicBool>) -> Result<u64, StartError> {
-        let busy = self.lock().jobs.iter().find(|job| job.is_running() && job.about.machine == about.machine).cloned();
-        if let Some(job) = busy {
-            return Err(StartError::Busy(job.about.what));
-        }
-        let mut id = 0;
         self.change(|inner| {
+            if let Some(job) = inner.jobs.iter().find(|job| job.is_running() && job.about.machine == about.machine) {
+                return Err(StartError::Busy(job.about.what.clone()));
+            }
             inner.next += 1;
-            id = inner.next;
+            let id = inner.next;
             let state = State::Running { done: 0, total: 0, cancelling: false };
             inner.jobs.push(Job { id, about, state });
             inner.cancels.push((id, cancel));
@@ -220,8 +219,8 @@ impl Shared {
                 excess -= usize::from(gone);
                 !gone
             });
-        });
-        Ok(id)
+            Ok(id)
+        })
     }
 
     fn progress(&self, id: u64, done: u64, total: u64) {

@@ -99,7 +99,7 @@ pub fn describe_snapshot(
     name: Option<&str>,
     note: Option<&str>,
 ) -> Result<Machine, JobError> {
-    let machine = library.load(which)?;
+    let mut machine = library.load(which)?;
     let saved = machine.snapshot(snapshot)?;
     let (name, note) = (name.unwrap_or(&saved.about.name), note.unwrap_or(&saved.about.note));
     if machine.runner()?.is_some() {

@@ -241,6 +241,19 @@ fn snapshots_of_one_second_are_in_the_order_in_which_they_came() {
 }
 
 #[test]
+fn who_takes_a_machine_has_it_as_the_last_one_left_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (library, mut machine) = machine_with_disk(dir.path());
+    let mut stale = library.load("a").unwrap();
+    machine.take_snapshot("s", "").unwrap();
+    let lock = stale.lock().unwrap();
+    assert_eq!(stale, machine);
+    // What a snapshot has is not what it writes to.
+    assert_ne!(top(&stale), stale.resolve(&stale.snapshot("s").unwrap().machine(&stale).unwrap().config.disks[0].path));
+    drop(lock);
+}
+
+#[test]
 fn a_difference_tells_what_was_written_since_and_which_settings_are_others() {
     let dir = tempfile::tempdir().unwrap();
     let (library, mut machine) = machine_with_disk(dir.path());

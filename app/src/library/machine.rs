@@ -153,11 +153,12 @@ impl Machine {
         kill_process(pid, Signal::KILL).map_err(|error| failed()(error.into()))
     }
 
-    /// Takes the machine for this process, to do something with its files.
+    /// Takes the machine for this process, to do something with its files, and reads it again: whoever had it until now may
+    /// have given it other images.
     ///
     /// # Errors
-    /// [`LibraryError::Running`] or [`LibraryError::Busy`] when another process has it.
-    pub fn lock(&self) -> Result<VmLock, LibraryError> {
+    /// [`LibraryError::Running`] or [`LibraryError::Busy`] when another process has it, or its file can't be understood.
+    pub fn lock(&mut self) -> Result<VmLock, LibraryError> {
         self.take_lock(false)
     }
 
@@ -165,14 +166,17 @@ impl Machine {
     ///
     /// # Errors
     /// As there.
-    pub fn lock_to_run(&self) -> Result<VmLock, LibraryError> {
+    pub fn lock_to_run(&mut self) -> Result<VmLock, LibraryError> {
         self.take_lock(true)
     }
 
-    fn take_lock(&self, runs: bool) -> Result<VmLock, LibraryError> {
+    fn take_lock(&mut self, runs: bool) -> Result<VmLock, LibraryError> {
         let taken = VmLock::take(&self.folder, runs);
         match taken.map_err(LibraryError::io("lock the machine with", &self.folder.join(lock::FILE)))? {
-            Ok(lock) => Ok(lock),
+            Ok(lock) => {
+                *self = Machine::read(&self.folder)?;
+                Ok(lock)
+            }
             Err(holder) => Err(self.held_by(&holder)),
         }
     }

@@ -553,7 +553,7 @@ impl Library {
     /// # Errors
     /// It runs, has no such variables, or the file cannot be removed.
     pub fn reset_variables(&self, name: &str) -> Result<bool, LibraryError> {
-        let machine = self.load(name)?;
+        let mut machine = self.load(name)?;
         let no = |why| LibraryError::NoVariables { name: machine.name.clone(), why };
         let path = match &machine.config.boot {
             Boot::Uefi { variables: Some(path), .. } => machine.resolve(path),

@@ -297,7 +297,7 @@ fn emptying_the_trash_follows_no_link_out_of_it() {
 #[test]
 fn a_machine_that_runs_is_not_deleted() {
     let (_dir, library) = library();
-    let made = library.create(&plain("a")).unwrap();
+    let mut made = library.create(&plain("a")).unwrap();
     let lock = made.lock_to_run().unwrap();
     assert!(matches!(library.trash("a"), Err(LibraryError::Running { pid, .. }) if pid == std::process::id()));
     assert!(matches!(made.lock_to_run(), Err(LibraryError::Running { .. })));

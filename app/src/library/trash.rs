@@ -29,7 +29,7 @@ impl Library {
     /// There is none of that name, or it runs.
     pub fn trash(&self, name: &str) -> Result<Trashed, LibraryError> {
         let _guard = self.guard()?;
-        let machine = self.load(name)?;
+        let mut machine = self.load(name)?;
         // Held while it moves: nobody starts it meanwhile, and whoever runs it is safe from this.
         let _lock = machine.lock()?;
         let deleted = Timestamp::now();
