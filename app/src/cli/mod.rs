@@ -94,6 +94,7 @@ impl CliError {
                 LibraryError::Exists(_)
                 | LibraryError::Running { .. }
                 | LibraryError::Busy { .. }
+                | LibraryError::ChangedMeanwhile { .. }
                 | LibraryError::NoVariables { .. }
                 | LibraryError::OutsideDisk { .. }
                 | LibraryError::Suspended { .. }

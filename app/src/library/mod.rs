@@ -120,6 +120,14 @@ pub enum LibraryError {
         /// The machine.
         name: String,
     },
+    /// Its settings are not what they were when somebody began to change them.
+    #[error(
+        "the settings of {name:?} were changed meanwhile, by a snapshot perhaps; revert, and make your changes again"
+    )]
+    ChangedMeanwhile {
+        /// The machine.
+        name: String,
+    },
     /// It is suspended, and a snapshot would lack its memory.
     #[error(
         "{name:?} is suspended, and a snapshot would lack what is in its memory; resume it first, a snapshot can be taken while it runs"

@@ -156,8 +156,8 @@ pub enum Request {
     },
     /// Run the demo guest.
     Demo,
-    /// Keep changed settings of a machine.
-    Save(String, VmConfig),
+    /// Keep changed settings of a machine, which were the last ones before.
+    Save(String, VmConfig, VmConfig),
     /// Change the medium of a running machine's drive.
     ChangeMedium(String, usize, Option<PathBuf>),
     /// Give it a new name.

@@ -374,14 +374,14 @@ fn a_stopped_machines_settings_are_edited_checked_saved_and_reverted() {
     stage.harness.run();
     stage.click("Save changes");
     let asked = stage.asked();
-    let [Request::Save(name, saved)] = asked.as_slice() else { panic!("{asked:?}") };
+    let [Request::Save(name, saved, _)] = asked.as_slice() else { panic!("{asked:?}") };
     assert_eq!((name.as_str(), saved.nets[0].tap.as_deref()), ("Mint", Some("tap0")));
     stage.click("Revert");
     assert!(!stage.shows("Save changes"));
     stage.click("Eject: CD drive");
     stage.click("Save changes");
     let asked = stage.asked();
-    let [Request::Save(_, saved)] = asked.as_slice() else { panic!("{asked:?}") };
+    let [Request::Save(_, saved, _)] = asked.as_slice() else { panic!("{asked:?}") };
     assert_eq!((saved.cdroms[0].path.as_ref(), saved.nets.len()), (None, 0));
 }
 
@@ -395,7 +395,7 @@ fn a_disks_controller_is_chosen_where_it_is_folded_away() {
     stage.click("Disk 1: SATA");
     stage.click("Save changes");
     let asked = stage.asked();
-    let [Request::Save(_, saved)] = asked.as_slice() else { panic!("{asked:?}") };
+    let [Request::Save(_, saved, _)] = asked.as_slice() else { panic!("{asked:?}") };
     assert_eq!(saved.disks[0].bus, DiskBus::Sata);
     stage.click("Revert");
     stage.key(CTRL, Key::N);
