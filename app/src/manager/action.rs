@@ -157,7 +157,7 @@ pub enum Request {
     /// Run the demo guest.
     Demo,
     /// Keep changed settings of a machine, which were the last ones before.
-    Save(String, VmConfig, VmConfig),
+    Save(String, Box<VmConfig>, Box<VmConfig>),
     /// Change the medium of a running machine's drive.
     ChangeMedium(String, usize, Option<PathBuf>),
     /// Give it a new name.

@@ -477,7 +477,7 @@ impl Manager {
             }
             Action::Save => {
                 if let Some(edit) = &self.state.edit {
-                    (self.send)(Request::Save(edit.name.clone(), edit.config.clone(), edit.kept.clone()));
+                    (self.send)(Request::Save(edit.name.clone(), edit.config.clone().into(), edit.kept.clone().into()));
                 }
             }
             Action::Revert => self.state.edit = None,

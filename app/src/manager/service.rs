@@ -380,11 +380,11 @@ fn perform(shared: &Arc<Shared>, request: Request) {
         Request::Save(name, config, before) => {
             let saved = library.load(&name).and_then(|mut machine| {
                 let _lock = machine.lock()?;
-                if machine.config != before {
+                if machine.config != *before {
                     // Its disks may have other images: those of before are a snapshot's now.
                     return Err(library::LibraryError::ChangedMeanwhile { name: name.clone() });
                 }
-                machine.config = config;
+                machine.config = *config;
                 library.save(&machine)
             });
             match saved {
