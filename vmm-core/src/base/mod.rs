@@ -9,7 +9,7 @@ mod worker;
 pub use explain::explain;
 pub use memory::{
     Fate, GuestMemory, HIGH_RAM_START, LOW_RAM_MAX, Layer, MemoryError, OldPages, PageRun, PageTable, Progress,
-    RamCopy, RamRegion,
+    RamCopy, RamRegion, SharePass,
 };
 pub use sparse::{copy_sparse, data_at};
 pub use state::{Bytes, Component, SavedState, Section, StateError};

@@ -8,14 +8,20 @@ use super::capture::{self, Capture, CaptureError, Captured, DiskSwitch};
 use super::lifecycle::{Lifecycle, Transition};
 use super::machine::{Machine, Notice};
 use super::{BuildError, CommandError, Ports, Problem, VmCommand, VmEvent};
-use crate::base::{PageTable, Section, explain};
+use crate::base::{PageTable, Section, SharePass, explain};
 use crate::checkpoint::{Checkpoint, Moment, Store};
 use crate::config::VmConfig;
 use crate::hw::Action;
 use crate::vcpu::CpuEvent;
 
+/// How often RAM is gone through before a fork: a guest may write as fast as it is shared.
+const SHARE_PASSES: usize = 4;
+
 /// Who waits to hear whether something was done.
 type Reply<T> = Sender<Result<T, CommandError>>;
+
+/// A part of RAM is shared: what is left of the pass, if anything, and how long the guest was stopped.
+type Shared = (Option<SharePass>, Duration);
 
 /// What reaches the control thread.
 pub(super) enum Message {
@@ -23,6 +29,8 @@ pub(super) enum Message {
     Command(VmCommand, Reply<()>),
     /// A checkpoint is wanted.
     Capture(Capture, Reply<(Moment, Duration)>),
+    /// A fork will be wanted: a part of RAM is to be shared ahead, in this pass or a new one.
+    ShareAhead(Option<SharePass>, Reply<Option<Shared>>),
     /// A fork is wanted; these disks go on with other images.
     Fork(Vec<DiskSwitch>, Reply<(Vec<Section>, PageTable, Duration)>),
     /// These disks are to go on with other images.
@@ -75,11 +83,33 @@ impl VmHandle {
     }
 
     /// Takes the machine as it is now for another one, with which it shares RAM; it goes on at once. `disks` go on with other
-    /// images from this moment on. Says for how long the guest was stopped.
+    /// images from this moment on. Says for how long the guest was stopped at the longest: RAM that it has written since it
+    /// was shared last is shared in many short stops before, for otherwise that last one would be long.
     pub fn fork(&self, disks: Vec<DiskSwitch>) -> Result<(Checkpoint, Duration), CommandError> {
+        let ahead = self.share_ahead()?;
         let (sections, pages, stopped) = self.ask(|reply| Message::Fork(disks, reply))?;
         let (config, size) = ((*self.config).clone(), self.config.memory_mib << 20);
-        Ok((Checkpoint { config, sections, size, pages }, stopped))
+        Ok((Checkpoint { config, sections, size, pages }, stopped.max(ahead)))
+    }
+
+    /// Shares RAM in passes until little is left, and says what the longest stop was.
+    fn share_ahead(&self) -> Result<Duration, CommandError> {
+        let mut longest = Duration::ZERO;
+        for _ in 0..SHARE_PASSES {
+            let mut pass = None;
+            loop {
+                let part = self.ask(|reply| Message::ShareAhead(pass, reply))?;
+                let Some((rest, stopped)) = part else { return Ok(longest) };
+                longest = longest.max(stopped);
+                if rest.is_none() {
+                    break;
+                }
+                // The guest has as much time for itself.
+                std::thread::sleep(stopped);
+                pass = rest;
+            }
+        }
+        Ok(longest)
     }
 
     /// Has disks go on with other images, which read the same. The guest is stopped for a moment.
@@ -202,6 +232,7 @@ impl<E: Fn(VmEvent)> Control<'_, E> {
                     let result = self.capture(capture);
                     let _ = reply.send(result);
                 }
+                Ok(Message::ShareAhead(pass, reply)) => drop(reply.send(self.share_ahead(pass))),
                 Ok(Message::Fork(disks, reply)) => {
                     let forked = self.at_rest(true, |machine| machine.fork(&disks));
                     let _ = reply.send(forked.map(|((sections, pages), stopped)| (sections, pages, stopped)));
@@ -227,6 +258,17 @@ impl<E: Fn(VmEvent)> Control<'_, E> {
             (self.events)(VmEvent::State(next));
         }
         Ok(())
+    }
+
+    /// Shares a part of RAM. `None`: there is too little to begin a pass for.
+    fn share_ahead(&mut self, pass: Option<SharePass>) -> Result<Option<Shared>, CommandError> {
+        let mut pass = match pass {
+            Some(pass) => pass,
+            None if self.machine.has_much_to_share()? => self.machine.share_pass()?,
+            None => return Ok(None),
+        };
+        let (more, stopped) = self.at_rest(true, |machine| machine.share_ahead(&mut pass))?;
+        Ok(Some((more.then_some(pass), stopped)))
     }
 
     /// Stops the machine for a moment, or until its checkpoint is written.

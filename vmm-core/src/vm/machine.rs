@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use super::boot_plan::BootPlan;
 use super::build::Parts;
@@ -10,12 +11,17 @@ use super::capture::{Capture, DiskSwitch};
 use super::{BuildError, CommandError};
 use crate::backend::disk::{Medium, Switch};
 use crate::backend::display::Mode;
-use crate::base::{Component, PageRun, PageTable, Section, StateError, WorkerThread, explain};
+use crate::base::{Component, PageRun, PageTable, Section, SharePass, StateError, WorkerThread, explain};
 use crate::boot::BootError;
 use crate::checkpoint::{Checkpoint, Moment};
 use crate::kvm::{self, ChipState, CpuSaveError, CpuState, KvmError, KvmVm, SavedCpu};
 use crate::pci::PciRoot;
 use crate::vcpu::{CpuEvent, VcpuThread};
+
+/// Pages that are shared in a moment: 4 MiB.
+const LITTLE_RAM: u64 = 1024;
+/// How long a guest is stopped, about, while a part of its RAM is shared ahead of a fork.
+const SHARE_PATIENCE: Duration = Duration::from_millis(4);
 
 /// What a machine tells its control thread.
 #[derive(Debug)]
@@ -77,6 +83,10 @@ pub(super) struct Machine {
     pub generation: Arc<AtomicU64>,
     /// Kept for their threads, which end when they are dropped.
     pub _workers: Vec<Arc<WorkerThread>>,
+}
+
+fn not_shared(error: std::io::Error) -> CommandError {
+    CommandError(format!("the guest's memory can't be shared: {error}"))
 }
 
 impl Machine {
@@ -183,9 +193,29 @@ impl Machine {
         let exchanged = self.exchange(disks)?;
         let pages = self.kvm.memory().share().map_err(|error| {
             self.undo(exchanged);
-            CommandError(format!("the guest's memory can't be shared: {error}"))
+            not_shared(error)
         })?;
         Ok((sections, pages))
+    }
+
+    /// Whether sharing RAM now would keep the guest waiting for more than a moment; it may run meanwhile.
+    pub(super) fn has_much_to_share(&self) -> Result<bool, CommandError> {
+        let memory = self.kvm.memory();
+        if memory.layers().is_empty() {
+            return Ok(false);
+        }
+        let changed = memory.changed().map_err(not_shared)?;
+        Ok(changed.iter().map(|run| run.count).sum::<u64>() > LITTLE_RAM)
+    }
+
+    /// Begins to share RAM ahead of a fork.
+    pub(super) fn share_pass(&self) -> Result<SharePass, CommandError> {
+        self.kvm.memory().share_pass().map_err(not_shared)
+    }
+
+    /// Shares a part of RAM ahead of a fork, and says whether there is more. Nothing of the machine runs.
+    pub(super) fn share_ahead(&self, pass: &mut SharePass) -> Result<bool, CommandError> {
+        self.kvm.memory().share_ahead(pass, Instant::now() + SHARE_PATIENCE).map_err(not_shared)
     }
 
     /// Has disks go on with other images while nothing of the machine runs.

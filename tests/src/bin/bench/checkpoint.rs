@@ -1,6 +1,7 @@
 //! What saving a machine costs: until a suspended one runs again, how long a guest is stopped by a snapshot and by a fork, and
 //! what a fork takes. All times are the guest's own, as its lines tell them to somebody outside (`then=tick`, docs/probe.md).
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -24,7 +25,7 @@ const LIVE: (u32, u32, u32) = (1024, 512, 100);
 /// Snapshots, and forks.
 const MOMENTS: usize = 5;
 /// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_micros(100);
 
 /// See the module.
@@ -46,41 +47,71 @@ pub fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
 }
 
 /// A library of our own.
-struct Ours<'a> {
+pub struct Ours<'a> {
     bench: &'a Bench,
     folder: PathBuf,
+    /// What the program finds in its environment besides.
+    environment: Vec<(&'static str, OsString)>,
 }
 
 impl<'a> Ours<'a> {
-    fn new(bench: &'a Bench) -> Result<Self> {
+    /// In a folder of the benchmarks.
+    pub fn new(bench: &'a Bench) -> Result<Self> {
         let folder = bench.scratch.path().join("checkpoints");
         fs::create_dir_all(folder.join("run")).context("could not make a folder")?;
-        Ok(Self { bench, folder })
+        Ok(Self { bench, folder, environment: Vec::new() })
+    }
+
+    /// The program finds this in its environment.
+    pub fn with_env(mut self, name: &'static str, value: impl Into<OsString>) -> Self {
+        self.environment.push((name, value.into()));
+        self
     }
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.bench.orangery);
         command.args(args).env("ORANGERY_LIBRARY", self.folder.join("machines"));
-        command.env("XDG_RUNTIME_DIR", self.folder.join("run")).stdin(Stdio::null());
+        command.env("XDG_RUNTIME_DIR", self.folder.join("run")).envs(self.environment.iter().cloned());
+        command.stdin(Stdio::null());
         command
     }
 
-    fn ok(&self, args: &[&str]) -> Result<String> {
+    /// Runs the program, which must do what it is told; what it prints.
+    pub fn ok(&self, args: &[&str]) -> Result<String> {
         let output = self.command(args).output().context("could not run the program")?;
         ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    fn create(&self, name: &str, memory: u32, words: &str) -> Result<()> {
+    /// A machine with the probe guest and, perhaps, an empty disk of a size.
+    pub fn create(&self, name: &str, memory: u32, words: &str, disk: Option<&str>) -> Result<()> {
         let kernel = self.bench.probe.to_string_lossy();
         let memory = memory.to_string();
         let mut args = vec!["create", name, "--memory", &memory, "--cpus", "1", "--net", "none"];
         args.extend(["--kernel", &kernel, "--cmdline", words]);
+        args.extend(disk.iter().flat_map(|size| ["--new-disk", size]));
         self.ok(&args).map(drop)
     }
 
+    /// A machine's folder.
+    pub fn folder(&self, name: &str) -> PathBuf {
+        self.folder.join("machines").join(name)
+    }
+
     fn log(&self, name: &str) -> PathBuf {
-        self.folder.join("machines").join(name).join("logs/serial.log")
+        self.folder(name).join("logs/serial.log")
+    }
+
+    /// Waits until a guest prints these words from now on.
+    pub fn wait_for(&self, name: &str, words: &str) -> Result<()> {
+        let log = self.log(name);
+        let length = || fs::read_to_string(&log).map_or(0, |text| text.len());
+        let (old, until) = (length(), Instant::now() + PATIENCE);
+        while !fs::read_to_string(&log).is_ok_and(|text| text.get(old..).is_some_and(|new| new.contains(words))) {
+            ensure!(Instant::now() < until, "{name:?} does not say {words:?}");
+            thread::sleep(POLL);
+        }
+        Ok(())
     }
 }
 
@@ -102,7 +133,7 @@ fn wait_for_tick(path: &Path) -> Result<()> {
 fn restore(ours: &Ours<'_>, memory: u32, used: u32) -> Result<Figure> {
     let name = format!("m{memory}");
     let log = ours.log(&name);
-    ours.create(&name, memory, &words(used, 0))?;
+    ours.create(&name, memory, &words(used, 0), None)?;
     ours.ok(&["start", &name, "--headless"])?;
     wait_for_tick(&log)?;
     ours.ok(&["suspend", &name])?;
@@ -225,7 +256,7 @@ impl Ticks {
 
 fn snapshots_and_forks(ours: &Ours<'_>, report: &mut Report) -> Result<()> {
     let (memory, used, dirty) = LIVE;
-    ours.create("live", memory, &words(used, dirty))?;
+    ours.create("live", memory, &words(used, dirty), None)?;
     ours.ok(&["start", "live", "--headless"])?;
     wait_for_tick(&ours.log("live"))?;
     let ticks = Ticks::of(ours, "live")?;

@@ -3,7 +3,7 @@
 //! A figure is a ratio: both sides are run in turn, several times, and their medians are compared; absolute values are
 //! context, for they change with the computer and with what else it does. Nothing here passes or fails by a time.
 //! Results go to `artifacts/bench.md` and `artifacts/bench.json`. `bench NAME…` measures only those of `start`, `idle`,
-//! `firmware`, `disk`, `qcow2`, `checkpoint`, `display` and `source`.
+//! `firmware`, `disk`, `qcow2`, `checkpoint`, `timeline`, `display` and `source`.
 
 mod checkpoint;
 mod disk;
@@ -16,6 +16,7 @@ mod idle;
 mod qcow2;
 mod source;
 mod start;
+mod timeline;
 
 use std::fs;
 use std::path::PathBuf;
@@ -47,6 +48,7 @@ const MEASUREMENTS: &[(&str, Measurement)] = &[
     ("disk", disk::measure),
     ("qcow2", qcow2::measure),
     ("checkpoint", checkpoint::measure),
+    ("timeline", timeline::measure),
     ("display", display::measure),
 ];
 

@@ -236,9 +236,9 @@ impl Child<'_> {
     fn copy(&self) -> Result<(), i32> {
         let number = |error: io::Error| error.raw_os_error().unwrap_or(libc::EIO);
         let map = PageMap::open().map_err(number)?;
-        let (start, pages) = (self.ram.start().cast_const(), self.ram.pages());
+        let (start, all) = (self.ram.start().cast_const(), PageRun { first: 0, count: self.ram.pages() });
         let mut total: u64 = self.runs.iter().map(|run| run.count).sum();
-        map.written(start, pages, |run| {
+        map.written(start, all, |run| {
             total += run.count;
             Ok(())
         })
@@ -248,7 +248,7 @@ impl Child<'_> {
             self.copy_run(run)?;
         }
         let mut gathered = PageRun { first: 0, count: 0 };
-        map.written(start, pages, |run| {
+        map.written(start, all, |run| {
             if gathered.count > 0 && run.first - gathered.end() <= GAP {
                 gathered.count = run.end() - gathered.first;
                 return Ok(());

@@ -16,6 +16,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 pub use copy::{Fate, OldPages, Progress, RamCopy};
 use mapping::Mapping;
@@ -80,6 +81,14 @@ enum Pages {
 
 /// The most mappings that RAM is put together from; the kernel allows a process 65,530. Shorter runs are read instead.
 const MAX_MAPPINGS: usize = 16_384;
+/// Pages that are looked at together when they are shared ahead of time: copying them all takes some milliseconds.
+const WINDOW: u64 = 2048;
+
+/// One pass over RAM that shares what was written, part by part: what is to come, and the layer that it goes to.
+pub struct SharePass {
+    layer: Arc<Layer>,
+    next: u64,
+}
 
 impl GuestMemory {
     /// `size` bytes (a multiple of the page size) of zeroes. Costs nothing until it is touched.
@@ -140,15 +149,18 @@ impl GuestMemory {
     pub fn changed(&self) -> io::Result<Vec<PageRun>> {
         match &*self.pages() {
             Pages::File(file) => data(file, self.size),
-            Pages::CopyOnWrite(_) => {
-                let mut runs = Vec::new();
-                PageMap::open()?.written(self.ram.mapping.start(), self.ram.mapping.pages(), |run| {
-                    runs.push(run);
-                    Ok(())
-                })?;
-                Ok(runs)
-            }
+            Pages::CopyOnWrite(_) => self.written(PageRun { first: 0, count: self.size / PAGE }),
         }
+    }
+
+    /// The pages of RAM that are the process's own, inside a run.
+    fn written(&self, inside: PageRun) -> io::Result<Vec<PageRun>> {
+        let mut runs = Vec::new();
+        PageMap::open()?.written(self.ram.mapping.start(), inside, |run| {
+            runs.push(run);
+            Ok(())
+        })?;
+        Ok(runs)
     }
 
     /// Prepares a copy of RAM as it is now in the file `to`: of all that is not in [`GuestMemory::layers`], and of `more`.
@@ -186,26 +198,55 @@ impl GuestMemory {
             let _ = std::thread::Builder::new().name("unmap".into()).spawn(move || drop(before));
             return Ok(self.layers());
         }
-        let (changed, to) = (self.changed()?, mapping::memory_file(self.size)?);
-        let mut gap = copy::GAP;
-        let mut runs = copy::gather(&changed, gap);
-        while runs.len() > MAX_MAPPINGS / 4 {
-            gap *= 2;
-            runs = copy::gather(&changed, gap);
-        }
-        for &run in &runs {
-            self.ram.mapping.write(run, &to)?;
-        }
-        let layer = Layer::new(to);
+        let layer = Layer::new(mapping::memory_file(self.size)?);
         let mut pages = self.pages();
         if let Pages::CopyOnWrite(table) = &mut *pages {
-            for &run in &runs {
-                self.ram.mapping.copy_on_write(run, &layer.file)?;
-                table.set(run, &layer);
-            }
+            self.move_to(&layer, &self.written(PageRun { first: 0, count: self.size / PAGE })?, table)?;
         }
         drop(pages);
         Ok(self.layers())
+    }
+
+    /// Begins to share RAM ahead of [`GuestMemory::share`], so that less is left for that.
+    pub fn share_pass(&self) -> io::Result<SharePass> {
+        Ok(SharePass { layer: Layer::new(mapping::memory_file(self.size)?), next: 0 })
+    }
+
+    /// Goes on with a pass until it is through, or until a time, after some milliseconds at least. Nobody uses RAM meanwhile.
+    /// Says whether there is more to do. RAM that is a file of its own needs no pass.
+    pub fn share_ahead(&self, pass: &mut SharePass, until: Instant) -> io::Result<bool> {
+        let mut pages = self.pages();
+        let Pages::CopyOnWrite(table) = &mut *pages else { return Ok(false) };
+        let end = self.size / PAGE;
+        while pass.next < end {
+            let window = PageRun { first: pass.next, count: WINDOW.min(end - pass.next) };
+            self.move_to(&pass.layer, &self.written(window)?, table)?;
+            pass.next = window.end();
+            if Instant::now() >= until {
+                break;
+            }
+        }
+        Ok(pass.next < end)
+    }
+
+    /// Moves pages that are the process's own to a layer, which had none of them, and puts it into the table. Nobody uses RAM
+    /// meanwhile. Clean pages go with them where there would be too many mappings.
+    fn move_to(&self, layer: &Arc<Layer>, written: &[PageRun], table: &mut PageTable) -> io::Result<()> {
+        let room = MAX_MAPPINGS.saturating_sub(table.len()).max(1);
+        let mut gap = copy::GAP;
+        let mut runs = copy::gather(written, gap);
+        while runs.len() > room {
+            gap *= 2;
+            runs = copy::gather(written, gap);
+        }
+        for &run in &runs {
+            self.ram.mapping.write(run, &layer.file)?;
+        }
+        for &run in &runs {
+            self.ram.mapping.copy_on_write(run, &layer.file)?;
+            table.set(run, layer);
+        }
+        Ok(())
     }
 
     /// Makes RAM that is a file of its own copy-on-write of that file, which never changes from now on. Nobody uses RAM
@@ -499,6 +540,36 @@ mod tests {
             assert!(bytes[..pages as usize * 0x1000].iter().all(|&byte| byte == round), "{round}");
             assert!(bytes[pages as usize * 0x1000..].iter().all(|&byte| byte == 0), "{round}");
         }
+    }
+
+    #[test]
+    fn ram_that_is_shared_in_parts_while_it_is_written_is_what_it_was_in_the_end() {
+        let pages = 5 * WINDOW / 2;
+        let memory = GuestMemory::new(pages * PAGE).unwrap();
+        let set = |page: u64, value: u64| memory.write_obj(GuestAddress(page * PAGE + 24), value).unwrap();
+        // A file of its own needs no pass, and is a layer afterwards.
+        assert!(!memory.share_ahead(&mut memory.share_pass().unwrap(), Instant::now()).unwrap());
+        memory.share().unwrap();
+        (0..pages).step_by(3).for_each(|page| set(page, page + 1));
+        let mut pass = memory.share_pass().unwrap();
+        let mut parts = 0;
+        while memory.share_ahead(&mut pass, Instant::now()).unwrap() {
+            parts += 1;
+            // Pages that were shared already, and some that come yet.
+            (0..pages).step_by(97 + parts).for_each(|page| set(page, page << 8));
+        }
+        assert_eq!(parts, 2);
+        assert!(memory.changed().unwrap().iter().all(|run| run.first < pages - WINDOW / 2));
+        let (expected, table) = ((0..pages).map(|page| page_word(&memory, page)).collect::<Vec<_>>(), memory.share());
+        assert!(memory.changed().unwrap().is_empty());
+        (0..pages).step_by(2).for_each(|page| set(page, 0));
+        let other = GuestMemory::restored(pages * PAGE, table.unwrap()).unwrap();
+        assert!((0..pages).all(|page| page_word(&other, page) == expected[page as usize]));
+        assert!((1..pages).step_by(2).all(|page| page_word(&memory, page) == expected[page as usize]));
+    }
+
+    fn page_word(memory: &GuestMemory, page: u64) -> u64 {
+        memory.read_obj(GuestAddress(page * PAGE + 24)).unwrap()
     }
 
     #[test]

@@ -26,18 +26,19 @@ impl PageMap {
         if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(PageMap { fd }) }
     }
 
-    /// Tells `found` of the pages of a private mapping at `start` that were written: in order, in runs as long as they are.
+    /// Tells `found` of the pages of a private mapping at `start` that were written and are `inside`, a run counted from there:
+    /// in order, in runs as long as they are.
     pub fn written(
         &self,
         start: *const u8,
-        pages: u64,
+        inside: PageRun,
         mut found: impl FnMut(PageRun) -> io::Result<()>,
     ) -> io::Result<()> {
         let mut entries = [0u64; BATCH];
         let mut run = PageRun { first: 0, count: 0 };
-        let mut page = 0;
-        while page < pages {
-            let count = (pages - page).min(BATCH as u64) as usize;
+        let mut page = inside.first;
+        while page < inside.end() {
+            let count = (inside.end() - page).min(BATCH as u64) as usize;
             let offset = (start as u64 / PAGE + page) * size_of::<u64>() as u64;
             // SAFETY: the buffer has room for as many entries as are asked for.
             let read = unsafe {
