@@ -214,13 +214,7 @@ impl Image {
 
 impl Drop for Image {
     fn drop(&mut self) {
-        // The kernel may keep the open file a little longer: for a ring that ends, or for a child that is just becoming
-        // another program.
-        // SAFETY: flock is plain data for which zeroes are valid; they mean the whole file.
-        let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-        lock.l_type = libc::F_UNLCK as libc::c_short;
-        // SAFETY: the descriptor is open and the kernel only reads the struct, which outlives the call.
-        unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+        unlock(&self.file);
     }
 }
 
@@ -250,6 +244,16 @@ fn lock(file: &File, kind: Lock) -> io::Result<()> {
 /// Takes the lock of one who writes a file that nobody else may use.
 pub(super) fn lock_alone(file: &File) -> io::Result<()> {
     lock(file, Lock::Exclusive)
+}
+
+/// Gives up the locks of an open file. The kernel may keep that a little longer than we do: for a ring that ends, or for a child
+/// that is just becoming another program.
+pub(super) fn unlock(file: &File) {
+    // SAFETY: flock is plain data for which zeroes are valid; they mean the whole file.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_UNLCK as libc::c_short;
+    // SAFETY: the descriptor is open and the kernel only reads the struct, which outlives the call.
+    unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
 }
 
 /// Linux's block device ioctls (`linux/fs.h`).

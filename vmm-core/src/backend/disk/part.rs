@@ -5,13 +5,15 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::image::lock_alone;
+use super::image::{lock_alone, unlock};
 
 /// Dropped before [`Part::put_in_place`], it goes.
 pub(super) struct Part {
     /// Where it is made.
     pub path: PathBuf,
     to: PathBuf,
+    /// The file once more, for its lock.
+    locked: File,
     whole: bool,
 }
 
@@ -23,7 +25,7 @@ pub fn sync_folder(path: &Path) -> io::Result<()> {
 
 impl Part {
     /// Begins what is to be at `to`, where nothing may be yet. What is left of an attempt that was killed goes; one that is still
-    /// under way is an error. The file is locked as long as it is open.
+    /// under way is an error. The file is locked until it is in place, or gone.
     pub fn begin(to: &Path) -> io::Result<(Part, File)> {
         if to.symlink_metadata().is_ok() {
             return Err(io::Error::from_raw_os_error(libc::EEXIST));
@@ -37,9 +39,15 @@ impl Part {
             fs::remove_file(&path)?;
         }
         let file = File::options().read(true).write(true).create_new(true).open(&path)?;
-        let part = Part { path, to: to.into(), whole: false };
+        let part = Part { path, to: to.into(), locked: file.try_clone()?, whole: false };
         lock_alone(&file)?;
         Ok((part, file))
+    }
+
+    /// Gives up the lock before it is in place: whoever opens the file now locks it by itself.
+    pub fn let_go(&self, file: File) {
+        unlock(&self.locked);
+        drop(file);
     }
 
     /// Gives it its name, unless another has that meanwhile. It is on stable storage, name and all, when this returns.
@@ -66,5 +74,6 @@ impl Drop for Part {
         if !self.whole {
             let _ = fs::remove_file(&self.path);
         }
+        unlock(&self.locked);
     }
 }

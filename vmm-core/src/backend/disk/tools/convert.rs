@@ -98,8 +98,7 @@ pub fn convert(from: &Path, to: &Path, target: Target, job: &mut Job<'_>) -> Res
         }
         Format::Raw => file.set_len(size).map_err(host("create"))?,
     }
-    // The disk locks it by itself.
-    drop(file);
+    part.let_go(file);
     let options = OpenOptions { readonly: false, direct: false };
     let mut disk: Box<dyn Disk> = match target.format {
         Format::Qcow2 => Box::new(Qcow2Disk::open(&part.path, options)?),
