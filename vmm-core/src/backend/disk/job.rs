@@ -154,6 +154,23 @@ impl Job {
         }
     }
 
+    /// Whether it is a write that nothing else is to follow, of which nothing was done yet.
+    pub fn is_plain_write(&self) -> bool {
+        self.kind == Kind::Write && !self.durable && self.failed.is_none() && self.done == 0
+    }
+
+    /// Makes one of this plain write and another, if that one begins where this one ends and they are no more than `most` bytes
+    /// together; else the other comes back.
+    pub fn join(&mut self, mut other: Job, most: u64) -> Option<Job> {
+        let follows = self.offset + self.len == other.offset && self.len + other.len <= most;
+        let Some(buffers) = self.buffers.as_mut().filter(|_| follows) else { return Some(other) };
+        if let Some(more) = other.buffers.take() {
+            buffers.append(more);
+        }
+        self.len += other.len;
+        None
+    }
+
     /// Does all of it, and waits.
     pub fn run(mut self, image: &Image) -> Result<(), DiskError> {
         loop {

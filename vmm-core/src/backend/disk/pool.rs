@@ -38,12 +38,24 @@ pub(super) struct Running<T> {
 /// A job's end.
 pub(super) type Ended<T> = (T, Result<(), DiskError>);
 
+/// The most that writes in a row are joined to, bytes.
+const JOINED: u64 = 256 << 10;
+
 pub(super) struct Pool<T: Send + 'static> {
     engine: Engine<T>,
     event: Arc<EventFd>,
+    /// Writes in a row to the page cache, which are done together: one call for many costs half.
+    held: Option<Held<T>>,
     done: VecDeque<Ended<T>>,
     /// Jobs that have not ended.
     running: usize,
+}
+
+/// Jobs that were joined to one.
+struct Held<T> {
+    tags: Vec<T>,
+    image: Arc<Image>,
+    job: Job,
 }
 
 enum Engine<T: Send + 'static> {
@@ -65,7 +77,7 @@ impl<T: Send + 'static> Pool<T> {
             #[cfg(test)]
             Way::Sim(drive) => Engine::Sim(Sim::new(drive)),
         };
-        Ok(Pool { engine, event, done: VecDeque::new(), running: 0 })
+        Ok(Pool { engine, event, held: None, done: VecDeque::new(), running: 0 })
     }
 
     /// Signalled whenever jobs may have ended, or [`Pool::kick`] has more to do.
@@ -83,11 +95,15 @@ impl<T: Send + 'static> Pool<T> {
         self.running
     }
 
-    /// Takes a job. What needs no drive is done at once; the rest starts with the next [`Pool::kick`].
+    /// Takes a job. A read of the page cache is done at once; the rest starts with the next [`Pool::kick`] at the latest.
     pub fn start(&mut self, tag: T, image: &Arc<Image>, mut job: Job) {
         if !matches!(self.engine, Engine::Uring(_)) {
             return self.pass_on(tag, image, job);
         }
+        if job.is_plain_write() && !image.is_direct() {
+            return self.hold(tag, image, job);
+        }
+        self.let_go();
         loop {
             match job.next(image) {
                 Step::Done(result) => return self.done.push_back((tag, result)),
@@ -103,6 +119,28 @@ impl<T: Send + 'static> Pool<T> {
         }
     }
 
+    /// Joins a write to those before it, or begins with it anew.
+    fn hold(&mut self, tag: T, image: &Arc<Image>, job: Job) {
+        self.running += 1;
+        let job = match &mut self.held {
+            Some(held) if Arc::ptr_eq(&held.image, image) => match held.job.join(job, JOINED) {
+                None => return held.tags.push(tag),
+                Some(job) => job,
+            },
+            _ => job,
+        };
+        self.let_go();
+        self.held = Some(Held { tags: vec![tag], image: image.clone(), job });
+    }
+
+    /// Does the writes that were held.
+    fn let_go(&mut self) {
+        let Some(Held { tags, image, job }) = self.held.take() else { return };
+        self.running -= tags.len();
+        let result = job.run(&image);
+        self.done.extend(tags.into_iter().map(|tag| (tag, result.as_ref().map_err(DiskError::again).copied())));
+    }
+
     fn pass_on(&mut self, tag: T, image: &Arc<Image>, job: Job) {
         self.running += 1;
         let running = Running { tag, image: image.clone(), job };
@@ -116,6 +154,7 @@ impl<T: Send + 'static> Pool<T> {
 
     /// Has the kernel see what was started.
     pub fn kick(&mut self) {
+        self.let_go();
         if let Engine::Uring(uring) = &mut self.engine
             && !uring.kick()
         {
@@ -148,6 +187,7 @@ impl<T: Send + 'static> Pool<T> {
 
     /// Starts everything and waits until something has ended, unless nothing is on its way.
     pub fn wait(&mut self) {
+        self.let_go();
         if !self.done.is_empty() || self.running == 0 {
             return;
         }
@@ -157,6 +197,12 @@ impl<T: Send + 'static> Pool<T> {
             #[cfg(test)]
             Engine::Sim(sim) => sim.wait(),
         }
+    }
+}
+
+impl<T: Send + 'static> Drop for Pool<T> {
+    fn drop(&mut self) {
+        self.let_go();
     }
 }
 

@@ -3,10 +3,12 @@
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use tempfile::NamedTempFile;
 
+use super::image::Image;
 use super::*;
 use crate::base::{GuestAddress, GuestMemory};
 
@@ -249,6 +251,53 @@ enum Op {
 }
 
 /// Runs of any alignment that add up to whole sectors.
+#[test]
+fn writes_in_a_row_are_one_and_a_read_between_them_sees_those_before() {
+    let memory = GuestMemory::new(RAM).unwrap();
+    let bytes = fill(&memory, 11);
+    let file = image(&vec![0; 3 << 20]);
+    all_ways(file.path(), false, |mut disk| {
+        // Backwards in memory, forwards on the disk, with a gap and a step back; more than is joined to one.
+        let places: Vec<u64> = (0..300u64).chain(400..410).chain(350..360).collect();
+        for (token, &at) in places.iter().enumerate() {
+            let from = 4096 * (500 - token as u64);
+            let buffers = buffers(&memory, &[(from, 4096)]);
+            disk.submit(token as u64, Request::Write { offset: at * 4096, buffers, durable: token == 7 });
+        }
+        disk.drain();
+        disk.submit(1000, Request::Read { offset: 0, buffers: buffers(&memory, &[(3 << 20, 8192)]) });
+        disk.drain();
+        let mut tokens: Vec<u64> = std::iter::from_fn(|| disk.completed()).map(|done| done.token).collect();
+        tokens.sort_unstable();
+        let all: Vec<u64> = (0..places.len() as u64).chain([1000]).collect();
+        assert_eq!(tokens, all);
+        let mut found = vec![0; 4096];
+        for (token, &at) in places.iter().enumerate() {
+            file.as_file().read_exact_at(&mut found, at * 4096).unwrap();
+            let from = 4096 * (500 - token);
+            assert!(found == bytes[from..from + 4096], "{token}");
+        }
+        memory.read(GuestAddress(3 << 20), &mut found).unwrap();
+        assert!(found == bytes[500 * 4096..501 * 4096]);
+    });
+}
+
+#[test]
+fn writes_that_were_joined_fail_together() {
+    let memory = GuestMemory::new(RAM).unwrap();
+    let file = image(&[0; 8192]);
+    let image = Arc::new(Image::open(file.path(), options(true, false)).unwrap());
+    let mut pool = pool::Pool::new(pool::Way::Best).unwrap();
+    for at in 0..3u64 {
+        pool.start(at, &image, job::Job::write(at * 512, buffers(&memory, &[(0, 512)])));
+    }
+    pool.wait();
+    let ended: Vec<_> = std::iter::from_fn(|| pool.completed()).collect();
+    assert_eq!(ended.iter().map(|(tag, _)| *tag).collect::<Vec<_>>(), [0, 1, 2]);
+    assert!(ended.iter().all(|(_, result)| matches!(result, Err(DiskError::Host(_)))));
+    assert_eq!(pool.running(), 0);
+}
+
 fn runs() -> impl Strategy<Value = Vec<(u64, usize)>> {
     (1..40usize, prop::collection::vec((0..RAM / 2, any::<bool>()), 1..6)).prop_map(|(sectors, places)| {
         let (mut left, count) = (sectors * 512, places.len());
