@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::chain::{self, Roots};
 use super::flush::patched_header;
-use super::format::{CLUSTER_BITS, Header, MAX_BACKING_NAME, MAX_L1_BYTES, MAX_REFTABLE_BYTES, MAX_SIZE};
+use super::format::{CLUSTER_BITS, Compression, Header, MAX_BACKING_NAME, MAX_L1_BYTES, MAX_REFTABLE_BYTES, MAX_SIZE};
 use super::piece::Piece;
 use super::refcounts::Refcounts;
 use crate::backend::disk::image::{Image, Lock, OpenError, OpenOptions};
@@ -164,6 +164,7 @@ fn write_new(
         compatible: 0,
         autoclear: 0,
         refcount_order: order,
+        compression: Compression::Deflate,
         backing: None,
         backing_format: None,
         extensions: Vec::new(),
@@ -246,7 +247,7 @@ fn rebase(image: &Image, mut header: Header, backing: Option<(String, String)>) 
     let piece = patched_header(image, |now| {
         // The mark, and where the tables are, as they are now.
         now[8..20].copy_from_slice(&sector[8..20]);
-        let fixed = if header.version == 2 { 72 } else { 104 };
+        let fixed = header.fixed();
         if header.version > 2 {
             now[100..104].copy_from_slice(&sector[100..104]);
         }

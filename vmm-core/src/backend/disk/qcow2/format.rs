@@ -41,6 +41,11 @@ pub mod incompatible {
     pub const EXTENDED_L2: u64 = 16;
 }
 
+/// Where the header says how clusters are compressed.
+const COMPRESSION_AT: usize = 104;
+/// The smallest clusters that have subclusters, as a power of two.
+const LEAST_SUBCLUSTERED: u32 = 14;
+
 /// Persistent bitmaps are up to date.
 pub const AUTOCLEAR_BITMAPS: u64 = 1;
 
@@ -56,7 +61,9 @@ mod extension {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
     /// It uses what we can't do.
-    #[error("it uses {0}, which Orangery can't; make a copy without it: 'orangery disk convert OLD NEW'")]
+    #[error(
+        "it uses {0}, which Orangery can't; make a copy without it by the program that it is from ('qemu-img convert')"
+    )]
     Unsupported(String),
     /// It can be read, but not written.
     #[error(
@@ -69,6 +76,15 @@ pub enum FormatError {
     /// It is of a format that is only read to convert it.
     #[error("it is a {0} image, which machines can't use as it is; convert it first: 'orangery disk convert OLD NEW'")]
     Foreign(&'static str),
+}
+
+/// How clusters are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// RFC 1951, without a header.
+    Deflate,
+    /// RFC 8878, one frame for each cluster.
+    Zstd,
 }
 
 /// What the header says.
@@ -100,6 +116,8 @@ pub struct Header {
     pub autoclear: u64,
     /// Bits of a refcount, as a power of two.
     pub refcount_order: u32,
+    /// How clusters are compressed.
+    pub compression: Compression,
     /// What it stands on.
     pub backing: Option<String>,
     /// The format of that.
@@ -165,6 +183,7 @@ impl Header {
             compatible: if v3 { u64_at(cluster, 80) } else { 0 },
             autoclear: if v3 { u64_at(cluster, 88) } else { 0 },
             refcount_order: if v3 { u32_at(cluster, 96) } else { 4 },
+            compression: Compression::Deflate,
             backing: None,
             backing_format: None,
             extensions: Vec::new(),
@@ -177,6 +196,16 @@ impl Header {
         }
         let feature_names = header.read_extensions(cluster, header_len)?;
         header.check_features(&feature_names)?;
+        if header.incompatible & incompatible::COMPRESSION != 0 {
+            header.compression = match cluster.get(COMPRESSION_AT..header_len).and_then(|rest| rest.first()) {
+                Some(1) => Compression::Zstd,
+                Some(other) => return Err(FormatError::Unsupported(format!("compression method {other}"))),
+                None => return damaged("its header does not say how it is compressed"),
+            };
+        }
+        if header.has_subclusters() && cluster_bits < LEAST_SUBCLUSTERED {
+            return damaged("its clusters are too small for subclusters");
+        }
         header.check_places()?;
         header.read_backing(cluster)?;
         Ok(header)
@@ -211,15 +240,13 @@ impl Header {
 
     fn check_features(&self, names: &[u8]) -> Result<(), FormatError> {
         use incompatible::*;
-        let known = DIRTY | CORRUPT;
+        let known = DIRTY | CORRUPT | COMPRESSION | EXTENDED_L2;
         for bit in 0..64 {
             if self.incompatible & !known & (1 << bit) == 0 {
                 continue;
             }
             return Err(FormatError::Unsupported(match 1 << bit {
                 EXTERNAL_DATA => "an external data file".into(),
-                COMPRESSION => "zstd compression".into(),
-                EXTENDED_L2 => "extended L2 entries (subclusters)".into(),
                 _ => unknown_feature(bit as u8, names),
             }));
         }
@@ -275,9 +302,19 @@ impl Header {
         Ok(())
     }
 
+    /// Whether clusters have 32 parts that are each here, zero or in the image below.
+    pub fn has_subclusters(&self) -> bool {
+        self.incompatible & incompatible::EXTENDED_L2 != 0
+    }
+
+    /// Bytes of an entry of level 2, as a power of two.
+    pub fn entry_bits(&self) -> u32 {
+        if self.has_subclusters() { 4 } else { 3 }
+    }
+
     /// Entries that the table of level 1 needs for the disk's size.
     pub fn l1_needed(&self) -> u64 {
-        self.size.div_ceil(1u64 << (2 * self.cluster_bits - 3))
+        self.size.div_ceil(1u64 << (2 * self.cluster_bits - self.entry_bits()))
     }
 
     /// Why it may not be written, if it may not.
@@ -296,6 +333,9 @@ impl Header {
         if self.snapshots > 0 {
             return Err(FormatError::ReadOnly("internal snapshots"));
         }
+        if self.has_subclusters() {
+            return Err(FormatError::ReadOnly("subclusters (extended L2 entries)"));
+        }
         Ok(())
     }
 
@@ -311,9 +351,18 @@ impl Header {
         (bytes.len() <= room).then_some(bytes)
     }
 
+    /// Bytes of the fixed fields.
+    pub fn fixed(&self) -> usize {
+        match (self.version, self.compression) {
+            (2, _) => 72,
+            (_, Compression::Deflate) => COMPRESSION_AT,
+            (_, Compression::Zstd) => COMPRESSION_AT + 8,
+        }
+    }
+
     /// The bytes of the header with its extensions.
     pub fn encode_without_name(&self) -> Vec<u8> {
-        let mut bytes = vec![0; if self.version == 2 { 72 } else { 104 }];
+        let mut bytes = vec![0; self.fixed()];
         let mut put = |at: usize, data: &[u8]| bytes[at..at + data.len()].copy_from_slice(data);
         put(0, &MAGIC.to_be_bytes());
         put(4, &self.version.to_be_bytes());
@@ -330,7 +379,10 @@ impl Header {
             put(80, &self.compatible.to_be_bytes());
             put(88, &self.autoclear.to_be_bytes());
             put(96, &self.refcount_order.to_be_bytes());
-            put(100, &104u32.to_be_bytes());
+            put(100, &(self.fixed() as u32).to_be_bytes());
+        }
+        if self.compression == Compression::Zstd {
+            put(COMPRESSION_AT, &[1]);
         }
         let format = self.backing_format.iter().map(|f| (extension::BACKING_FORMAT, f.as_bytes()));
         for (kind, data) in format.chain(self.extensions.iter().map(|(k, d)| (*k, d.as_slice()))) {

@@ -1,7 +1,9 @@
 //! How a qcow2 disk reads: through the chain, with tables and compressed clusters loaded on the way.
 
+use std::io::Read;
 use std::sync::Arc;
 
+use super::format::Compression;
 use super::layer::Kind;
 use super::table::Found;
 use super::{Active, INFLATED, Key, Next, Qcow2Disk, Tag};
@@ -145,10 +147,11 @@ impl Qcow2Disk {
                 checked
             }
             Key::Packed { layer, entry } => {
-                let Some(map) = self.layers[layer].map() else { return Ok(()) };
+                let Kind::Qcow2(header, map) = &mut self.layers[layer].kind else { return Ok(()) };
+                let compression = header.compression;
                 let (at, len) = map.packed(entry);
                 let from = (at & 511) as usize;
-                let bytes = inflate(&bytes[from..from + len], map.cluster() as usize)?;
+                let bytes = inflate(&bytes[from..from + len], map.cluster() as usize, compression)?;
                 if self.inflated.len() >= INFLATED {
                     self.inflated.pop_front();
                 }
@@ -172,8 +175,16 @@ pub(super) fn take(request: &mut Active, len: u64) -> Result<Buffers, DiskError>
 }
 
 /// Inflates a compressed cluster.
-pub(super) fn inflate(packed: &[u8], cluster: usize) -> Result<Arc<[u8]>, DiskError> {
+pub(super) fn inflate(packed: &[u8], cluster: usize, by: Compression) -> Result<Arc<[u8]>, DiskError> {
     let mut bytes = vec![0; cluster];
+    if by == Compression::Zstd {
+        // What is behind the frame, to the end of its last sector, is not looked at.
+        let decoder = ruzstd::decoding::StreamingDecoder::new(packed);
+        let mut decoder = decoder.map_err(|_| DiskError::Damaged("a compressed cluster can't be inflated"))?;
+        let filled = decoder.read_exact(&mut bytes);
+        filled.map_err(|_| DiskError::Damaged("a compressed cluster can't be inflated"))?;
+        return Ok(bytes.into());
+    }
     let mut inflater = flate2::Decompress::new(false);
     // The compressed bytes end somewhere in their last sector; what counts is that the cluster is full.
     let result = inflater.decompress(packed, &mut bytes, flate2::FlushDecompress::Finish);

@@ -80,7 +80,7 @@ impl Census {
             }
             self.add("a table of level 2", at, cluster);
             let bytes = image.read_aligned(at, cluster as usize).map_err(|e| Trouble::Host("read", e))?;
-            for word in bytes.chunks_exact(8) {
+            for word in bytes.chunks_exact(map.entry_bytes()) {
                 let found = word.first_chunk().map_or(0, |w| u64::from_be_bytes(*w));
                 if found & entry::COMPRESSED != 0 {
                     let (at, len) = map.packed(found);
@@ -205,7 +205,7 @@ fn check_own(image: &Image, map: &Map, refs: &Refcounts, findings: &mut Findings
             continue;
         }
         let bytes = image.read_aligned(at, cluster as usize).map_err(|e| Trouble::Host("read", e))?;
-        for word in bytes.chunks_exact(8) {
+        for word in bytes.chunks_exact(map.entry_bytes()) {
             let found = word.first_chunk().map_or(0, |w| u64::from_be_bytes(*w));
             let at = found & entry::OFFSET;
             if found & (entry::COMPRESSED | entry::COPIED) == entry::COPIED && at != 0 && refs.get(at / cluster) != 1 {

@@ -46,7 +46,8 @@ pub enum Found {
 
 /// A page of a table of level 2.
 pub struct Slice {
-    /// In the host's byte order.
+    /// In the host's byte order; with subclusters, two words each: the entry, and which of them are here (the lower 32 bits) and
+    /// which read as zeroes.
     pub entries: Box<[u64]>,
     /// Used since the last look.
     used: bool,
@@ -66,8 +67,10 @@ pub struct Map {
     pub l1_offset: u64,
     /// Bytes of a cluster, as a power of two.
     pub cluster_bits: u32,
-    /// Entries of a slice, as a power of two.
+    /// Clusters of a slice, as a power of two.
     slice_bits: u32,
+    /// Bytes of an entry, as a power of two: 8, or 16 where clusters have subclusters.
+    entry_bits: u32,
     has_zero_flag: bool,
     slices: Vec<Option<Box<Slice>>>,
     loaded: VecDeque<u32>,
@@ -80,14 +83,16 @@ fn damaged(what: &'static str) -> DiskError {
 impl Map {
     /// A map with this level 1.
     pub fn new(header: &Header, mut l1: Vec<u64>) -> Map {
-        let slice_bits = (SLICE_BYTES.min(1 << header.cluster_bits) / 8).trailing_zeros();
+        let entry_bits = header.entry_bits();
+        let slice_bits = SLICE_BYTES.min(1 << header.cluster_bits).trailing_zeros() - entry_bits;
         l1.truncate(header.l1_needed() as usize);
-        let slices = (l1.len() << (header.cluster_bits - 3)) >> slice_bits;
+        let slices = (l1.len() << (header.cluster_bits - entry_bits)) >> slice_bits;
         Map {
             l1,
             l1_offset: header.l1_offset,
             cluster_bits: header.cluster_bits,
             slice_bits,
+            entry_bits,
             has_zero_flag: header.version > 2,
             slices: std::iter::repeat_with(|| None).take(slices).collect(),
             loaded: VecDeque::new(),
@@ -101,12 +106,17 @@ impl Map {
 
     /// Bits of the number of an entry in its table of level 2.
     fn l2_bits(&self) -> u32 {
-        self.cluster_bits - 3
+        self.cluster_bits - self.entry_bits
+    }
+
+    /// Bytes of an entry.
+    pub fn entry_bytes(&self) -> usize {
+        1 << self.entry_bits
     }
 
     /// Bytes of a slice.
     pub fn slice_bytes(&self) -> usize {
-        8 << self.slice_bits
+        1 << (self.slice_bits + self.entry_bits)
     }
 
     /// Slices of one table of level 2.
@@ -140,7 +150,7 @@ impl Map {
 
     /// Puts a slice in, from the file's bytes or as zeroes.
     pub fn insert(&mut self, slice: u32, bytes: Option<&[u8]>) {
-        let count = 1usize << self.slice_bits;
+        let count = self.slice_bytes() / size_of::<u64>();
         let entries = match bytes {
             Some(bytes) => {
                 let words = bytes.chunks_exact(8).map(|w| w.first_chunk().map_or(0, |w| u64::from_be_bytes(*w)));
@@ -208,7 +218,11 @@ impl Map {
         }
         let (number, at) = self.place(first);
         let (has_zero_flag, cluster) = (self.has_zero_flag, self.cluster());
+        let subclusters = self.entry_bits > 3;
         let Some(slice) = self.slice(number) else { return Ok(Found::Missing(number)) };
+        if subclusters {
+            return find_subclusters(slice.entries[2 * at], slice.entries[2 * at + 1], cluster, within, len);
+        }
         let entries = &slice.entries[at..];
         let entry = entries[0];
         let wanted = (within + len).div_ceil(cluster) as usize;
@@ -242,4 +256,32 @@ impl Map {
         let sectors = (entry & !(entry::COPIED | entry::COMPRESSED)) >> split;
         (at, ((sectors + 1) * 512 - (at & 511)) as usize)
     }
+}
+
+/// Where the bytes at `within` a cluster that has subclusters are, at most `len` of them: its entry of two words, see
+/// [`Slice::entries`].
+fn find_subclusters(entry: u64, parts: u64, cluster: u64, within: u64, len: u64) -> Result<Found, DiskError> {
+    const PARTS: u64 = 32;
+    let (here, zero) = (parts as u32, (parts >> PARTS) as u32);
+    let len = len.min(cluster - within);
+    if entry & entry::COMPRESSED != 0 {
+        return Ok(Found::Packed { entry, len });
+    }
+    let place = entry & entry::OFFSET;
+    if here & zero != 0 || (here != 0 && place == 0) {
+        return Err(damaged("a part of a cluster is in two places, or in none"));
+    }
+    if !place.is_multiple_of(cluster) {
+        return Err(damaged("a cluster does not start where one may"));
+    }
+    let size = cluster / PARTS;
+    let kind = |part: u64| (here >> part & 1, zero >> part & 1);
+    let first = within / size;
+    let count = (first..PARTS).take_while(|part| kind(*part) == kind(first)).count() as u64;
+    let len = len.min((first + count) * size - within);
+    Ok(match kind(first) {
+        (1, _) => Found::Data { at: place + within, own: entry & entry::COPIED != 0, len },
+        (_, 1) => Found::Zero { len },
+        _ => Found::Hole { len },
+    })
 }

@@ -684,7 +684,7 @@ fn images_by_qemu_are_read_and_written_right_or_refused_in_words() {
     data.extend(vec![0x55; 2 << 20]);
     fs::write(&raw, &data).unwrap();
     let raw = raw.to_str().unwrap();
-    let cases: [(&[&str], bool); 16] = [
+    let cases: [(&[&str], bool); 17] = [
         (&["-o", "compat=0.10"], true),
         (&["-c"], true),
         (&["-c", "-o", "compat=0.10,cluster_size=4096"], true),
@@ -698,8 +698,9 @@ fn images_by_qemu_are_read_and_written_right_or_refused_in_words() {
         (&["-o", "preallocation=metadata"], true),
         (&["-o", "preallocation=falloc,cluster_size=4096"], true),
         (&["-o", "lazy_refcounts=on"], true),
-        (&["-c", "-o", "compression_type=zstd"], false),
-        (&["-o", "extended_l2=on"], false),
+        (&["-c", "-o", "compression_type=zstd"], true),
+        (&["-c", "-o", "compression_type=zstd,cluster_size=2M"], true),
+        (&["-c", "-o", "compression_type=zstd,cluster_size=512"], true),
         (&["-o", "data_file=DATA"], false),
     ];
     for (case, (arguments, works)) in cases.into_iter().enumerate() {
@@ -715,7 +716,7 @@ fn images_by_qemu_are_read_and_written_right_or_refused_in_words() {
             for readonly in [true, false] {
                 let error = Qcow2Disk::open(&path, options(readonly, false)).map(drop).unwrap_err();
                 let OpenError::Format { source, .. } = error else { panic!("{error}") };
-                assert!(source.to_string().contains("disk convert"), "{source}");
+                assert!(source.to_string().contains("qemu-img convert"), "{source}");
             }
             assert!(fs::read(&path).unwrap() == before, "{arguments:?} was changed");
             continue;
@@ -748,7 +749,10 @@ fn snapshots_and_bitmaps_of_others_are_read_but_not_written_over() {
     }
     qemu_img(&["snapshot", "-c", "first", snapshot.to_str().unwrap()]);
     qemu_img(&["bitmap", "--add", bitmap.to_str().unwrap(), "dirty"]);
-    for (path, what) in [(&snapshot, "internal snapshots"), (&bitmap, "dirty bitmaps")] {
+    let subclusters = folder.path().join("subclusters.qcow2");
+    qemu_img(&["create", "-f", "qcow2", "-o", "extended_l2=on", subclusters.to_str().unwrap(), "8M"]);
+    qemu_io(&subclusters, &["write -P 5 1M 1M".into()]);
+    for (path, what) in [(&snapshot, "internal snapshots"), (&bitmap, "dirty bitmaps"), (&subclusters, "subclusters")] {
         let before = fs::read(path).unwrap();
         let error = Qcow2Disk::open(path, options(false, false)).map(drop).unwrap_err();
         let OpenError::Format { source, .. } = error else { panic!("{error}") };
@@ -759,6 +763,38 @@ fn snapshots_and_bitmaps_of_others_are_read_but_not_written_over() {
         assert!(fs::read(path).unwrap() == before);
     }
     assert_eq!(check(&snapshot).unwrap().errors, 0);
+}
+
+#[test]
+fn subclusters_are_read_wherever_each_is() {
+    for cluster in ["16k", "64k", "2M"] {
+        let folder = folder();
+        let [base, top, packed] = ["base", "top", "packed"].map(|name| folder.path().join(format!("{name}.qcow2")));
+        let layout = format!("extended_l2=on,cluster_size={cluster}");
+        qemu_img(&["create", "-f", "qcow2", base.to_str().unwrap(), "7M"]);
+        qemu_io(&base, &["write -P 9 0 7M".into()]);
+        let below = ["-F", "qcow2", "-b", "base.qcow2", "-o", &layout];
+        qemu_img(&[&["create", "-f", "qcow2"], &below[..], &[top.to_str().unwrap(), "8M"]].concat());
+        let mut dice = Dice(cluster.len() as u64 + 77);
+        let mut words = Vec::new();
+        for round in 0..200u64 {
+            let (at, len) = (dice.roll(16384 - 40) * 512, (1 + dice.roll(40)) * 512);
+            words.push(match round % 4 {
+                0 => format!("write -z {at} {len}"),
+                1 => format!("write -z -u {at} {len}"),
+                _ => format!("write -P {} {at} {len}", round % 250 + 1),
+            });
+        }
+        qemu_io(&top, &words);
+        qemu_img(&["convert", "-c", "-O", "qcow2", "-o", &layout, top.to_str().unwrap(), packed.to_str().unwrap()]);
+        for path in [&top, &packed] {
+            let before = fs::read(path).unwrap();
+            let found = read_all(&mut Qcow2Disk::open(path, options(true, false)).unwrap());
+            assert!(found == as_qemu_reads(path), "{} with {cluster}", path.display());
+            assert_eq!(check(path).unwrap().errors, 0);
+            assert!(fs::read(path).unwrap() == before);
+        }
+    }
 }
 
 #[test]
