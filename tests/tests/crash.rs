@@ -243,3 +243,18 @@ fn an_image_that_is_compacted_or_mended_holds_what_it_held() {
     prove_of_image(zeroed("old.raw"), &["disk", "compact", "old.raw"], &[]);
     prove_of_image(zeroed("old.qcow2"), &["disk", "compact", "old.qcow2"], &[]);
 }
+
+#[test]
+fn a_disk_is_in_its_old_format_or_its_new_one() {
+    prove_of_machine(machine(), &["disk", "switch", "a", "qcow2", "--disk", "1"]);
+    let stage = machine();
+    stage.ok(&["disk", "switch", "a", "qcow2"]).unwrap();
+    prove_of_machine(stage, &["disk", "switch", "a", "raw"]);
+}
+
+#[test]
+fn a_disk_of_a_machine_with_a_timeline_grows_wholly_or_not_at_all() {
+    let stage = machine();
+    stage.ok(&["timeline", "on", "a"]).unwrap();
+    prove_of_machine(stage, &["disk", "grow", "a/disks/disk-0.img", "2M"]);
+}

@@ -485,6 +485,114 @@ fn a_timeline_leads_back_and_opens_the_past_as_a_copy() {
     }
 }
 
+/// The checkpoints once there are this many, the oldest first; there are never more.
+fn points(bench: &Bench, count: usize) -> Vec<Value> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let points = timeline(bench);
+        if points.len() >= count {
+            assert_eq!(points.len(), count, "{points:?}");
+            return points;
+        }
+        assert!(Instant::now() < until, "{} checkpoints, not {count}: {}", points.len(), bench.state());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn what_a_machine_loses_stays_on_its_timeline_first() {
+    let Some(bench) = Bench::new("what_a_machine_loses_stays_on_its_timeline_first") else { return };
+    watching(&bench);
+    wait_for_rounds(&bench, 0);
+    bench.ok(&["timeline", "on", "a", "--every", "1000", "--space", "4G"]);
+    points(&bench, 1);
+    let before = wait_for_rounds(&bench, last_round(&bench));
+    bench.ok(&["reset", "a"]);
+    let kept = points(&bench, 2)[1].clone();
+    assert_eq!(kept["running"], true);
+    bench.ok(&["reset", "a", "--without-checkpoint"]);
+    points(&bench, 2);
+    // Where it can't be kept nothing is done, and how to do it all the same is told.
+    let folder = bench.dir.path().join("machines/a");
+    let [checkpoints, away] = ["checkpoints", "away"].map(|name| folder.join(name));
+    std::fs::rename(&checkpoints, &away).unwrap();
+    std::fs::write(&checkpoints, "").unwrap();
+    for verb in [&["reset", "a"][..], &["stop", "a", "--force"]] {
+        let refused = bench.run(verb);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(refused.status.code() == Some(1) && said.contains("--without-checkpoint"), "{verb:?}: {said}");
+        assert_eq!(bench.state()["state"], "running");
+    }
+    bench.ok(&["reset", "a", "--without-checkpoint"]);
+    std::fs::remove_file(&checkpoints).unwrap();
+    std::fs::rename(&away, &checkpoints).unwrap();
+    bench.ok(&["stop", "a", "--force"]);
+    assert_eq!(bench.state()["state"], "stopped");
+    assert_eq!(points(&bench, 3)[2]["running"], true);
+    // The guest goes on from before it was reset.
+    bench.ok(&["timeline", "restore", "a", kept["id"].as_str().unwrap(), "--without-checkpoint"]);
+    bench.ok(&["start", "a", "--headless"]);
+    assert!(wait_for_rounds(&bench, 0) > before);
+    // What it was suspended in is a checkpoint when that is given up.
+    let round = wait_for_rounds(&bench, last_round(&bench));
+    bench.ok(&["suspend", "a"]);
+    bench.ok(&["stop", "a", "--force"]);
+    assert_eq!(bench.state()["state"], "stopped");
+    let suspended = points(&bench, 4)[3].clone();
+    assert_eq!((&suspended["running"], &suspended["present"]), (&Value::Bool(true), &Value::Bool(true)));
+    bench.ok(&["timeline", "restore", "a", suspended["id"].as_str().unwrap(), "--without-checkpoint"]);
+    bench.ok(&["start", "a", "--headless"]);
+    assert!(wait_for_rounds(&bench, 0) > round);
+}
+
+#[test]
+fn going_back_while_it_runs_keeps_the_present_once() {
+    let Some(bench) = Bench::new("going_back_while_it_runs_keeps_the_present_once") else { return };
+    watching(&bench);
+    wait_for_rounds(&bench, 0);
+    bench.ok(&["timeline", "on", "a", "--every", "1000", "--space", "4G"]);
+    let first = points(&bench, 1)[0]["id"].as_str().unwrap().to_string();
+    let round = wait_for_rounds(&bench, last_round(&bench));
+    bench.ok(&["timeline", "restore", "a", &first, "--power-off"]);
+    let now = points(&bench, 2);
+    assert!(now.iter().all(|point| point["running"] == true), "{now:?}");
+    bench.ok(&["timeline", "restore", "a", now[1]["id"].as_str().unwrap(), "--without-checkpoint"]);
+    points(&bench, 2);
+    bench.ok(&["start", "a", "--headless"]);
+    assert!(wait_for_rounds(&bench, 0) > round);
+}
+
+#[test]
+fn all_who_save_a_machine_at_once_have_their_turn() {
+    let Some(bench) = Bench::new("all_who_save_a_machine_at_once_have_their_turn") else { return };
+    watching(&bench);
+    let round = wait_for_rounds(&bench, 0);
+    let names = ["s1", "s2", "s3", "s4"];
+    let mut all: Vec<_> = names
+        .iter()
+        .map(|name| bench.command(&["snapshot", "take", "a", name]).stderr(Stdio::piped()).spawn().unwrap())
+        .collect();
+    all.push(bench.command(&["timeline", "on", "a", "--every", "1000"]).stderr(Stdio::piped()).spawn().unwrap());
+    for child in all {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+    let mut taken: Vec<String> = snapshots(&bench).iter().map(|s| s["name"].as_str().unwrap().into()).collect();
+    taken.sort();
+    assert_eq!(taken, names);
+    points(&bench, 1);
+    wait_for_rounds(&bench, round);
+    // One that waits sees the machine end before it has its turn, or is done: in any case the machine starts.
+    let suspend = bench.command(&["suspend", "a"]).stderr(Stdio::null()).spawn().unwrap();
+    let late = bench.command(&["snapshot", "take", "a", "late"]).stderr(Stdio::null()).spawn().unwrap();
+    for child in [suspend, late] {
+        child.wait_with_output().unwrap();
+    }
+    bench.wait_for("end", |state| state["state"] == "suspended");
+    bench.ok(&["start", "a", "--headless"]);
+    wait_for_rounds(&bench, 0);
+}
+
 #[test]
 fn what_a_machine_without_saving_does_is_gone_when_it_ends() {
     let Some(bench) = Bench::new("what_a_machine_without_saving_does_is_gone_when_it_ends") else { return };

@@ -7,8 +7,8 @@ use vmm_core::backend::disk::Format;
 use vmm_core::config::{DiskBus, Topology};
 
 use crate::control::Stream;
-use crate::library::Firmware;
-use crate::library::Timeline;
+use crate::jobs::First;
+use crate::library::{Firmware, Timeline};
 use crate::session::Manner;
 
 const AFTER: &str = "\
@@ -95,17 +95,21 @@ Examples:
     Stop {
         #[command(flatten)]
         which: Which,
-        /// Pull the plug instead: what the guest has not written is lost
+        /// Pull the plug instead: what the guest has not written is lost, but for a checkpoint on its timeline, if it has one
         #[arg(long)]
         force: bool,
+        #[command(flatten)]
+        first: FirstArgs,
         /// Give up after this many seconds; the machine then runs on
         #[arg(long, value_name = "SECONDS", default_value_t = 120)]
         timeout: u64,
     },
-    /// Press the reset button: what the guest has not written is lost
+    /// Press the reset button: what the guest has not written is lost, but for a checkpoint on its timeline, if it has one
     Reset {
         #[command(flatten)]
         which: Which,
+        #[command(flatten)]
+        first: FirstArgs,
     },
     /// Stop its CPUs for a while
     Pause {
@@ -374,6 +378,22 @@ pub struct RestoreArgs {
     /// Start it afterwards, with its window
     #[arg(long)]
     pub start: bool,
+    #[command(flatten)]
+    pub first: FirstArgs,
+}
+
+/// What is done before something is lost.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct FirstArgs {
+    /// Keep no checkpoint on its timeline first, if it has one
+    #[arg(long)]
+    without_checkpoint: bool,
+}
+
+impl From<FirstArgs> for First {
+    fn from(FirstArgs { without_checkpoint }: FirstArgs) -> First {
+        if without_checkpoint { First::Lose } else { First::Keep }
+    }
 }
 
 /// What to do with a timeline.
@@ -476,11 +496,33 @@ Ctrl+C leaves the old image as it is, and no new one.")]
         cluster: Option<u64>,
     },
     /// Make a disk larger; the guest's file systems are then grown in the guest
+    #[command(after_help = "\
+A disk of a machine is made larger while that is off. One with a timeline keeps a checkpoint there first.")]
     Grow {
         /// The image
         file: PathBuf,
         /// The new size, like 80G; with '+' in front, that much more
         size: String,
+        #[command(flatten)]
+        first: FirstArgs,
+    },
+    /// Have a disk of a machine, which is off and has no snapshots, in another format: it goes on with a copy, and the old image
+    /// goes
+    #[command(after_help = "\
+Examples:
+  orangery disk switch debian qcow2
+  orangery disk switch debian raw --disk 1
+
+Ctrl+C leaves the machine as it is.")]
+    Switch {
+        #[command(flatten)]
+        which: Which,
+        /// The format, raw or qcow2
+        #[arg(value_parser = format)]
+        format: Format,
+        /// Which disk, from 0
+        #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+        disk: usize,
     },
     /// Give space back to the host that an image takes and does not need
     Compact {

@@ -1,18 +1,19 @@
 //! `orangery disk`: disk images by themselves.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde_json::json;
-use vmm_core::backend::disk::tools::{self, Info, Job, Target, ToolError};
+use serde_json::{Value, json};
+use vmm_core::backend::disk::tools::{Info, Target};
 use vmm_core::backend::disk::{self, CreateOptions, Findings, Format, Identity};
 use vmm_core::base::explain;
 
-use super::args::DiskVerb;
+use super::args::{DiskVerb, Which};
 use super::progress::Progress;
-use super::verbs::Out;
+use super::verbs::{Out, library};
 use super::{CliError, Exit};
-use crate::library::size;
+use crate::jobs::disks::{self, Checked, Size};
+use crate::jobs::{Disk, First};
+use crate::library::{Library, size};
 use crate::session::Signals;
 
 /// Does what the command line says.
@@ -23,37 +24,35 @@ pub fn perform(out: Out, verb: DiskVerb) -> Result<(), CliError> {
             create(out, &file, size, format, backing.as_deref(), cluster)
         }
         DiskVerb::Convert { from, to, format, cluster } => {
-            let target = Target { format: format.unwrap_or_else(|| by_name(&to)), cluster: small(cluster)? };
-            with_progress("Copying", |job| tools::convert(&from, &to, target, job))?;
+            let target = Target { format: format.unwrap_or_else(|| disks::by_name(&to)), cluster: small(cluster)? };
+            with_progress("Copying", |progress| disks::convert(&from, &to, target, progress))?;
             let value = json!({ "file": to, "format": target.format.name() });
             out.say(&value, &format!("Made {} ({})", to.display(), target.format.name()));
             Ok(())
         }
-        DiskVerb::Grow { file, size } => grow(out, &file, &size),
+        DiskVerb::Grow { file, size, first } => grow(out, &file, &size, first.into()),
         DiskVerb::Compact { file } => {
-            let (before, after) = with_progress("Compacting", |job| tools::compact(&file, job))?;
+            let (library, disk) = (the_library(), Disk::File(file.clone()));
+            let (before, after) =
+                with_progress("Compacting", |progress| disks::compact(library.as_ref(), &disk, progress))?;
             let gained = size::human(before.saturating_sub(after));
             let text = format!("{} takes {} now, {gained} less", file.display(), size::human(after));
             out.say(&json!({ "file": file, "before": before, "after": after }), &text);
             Ok(())
         }
         DiskVerb::Check { file, repair } => check(out, &file, repair),
+        DiskVerb::Switch { which, format, disk } => switch(out, &which, disk, format),
     }
+}
+
+/// The person's machines, if there are any: an image may be a disk of one.
+fn the_library() -> Option<Library> {
+    let root = Library::default_root().ok().filter(|root| root.is_dir())?;
+    Library::open(root).ok()
 }
 
 fn failed(error: impl std::error::Error + 'static) -> CliError {
     CliError::Words(Exit::Failed, explain(&error))
-}
-
-fn tool(error: ToolError) -> CliError {
-    let exit = if matches!(error, ToolError::Refused(_)) { Exit::Usage } else { Exit::Failed };
-    CliError::Words(exit, explain(&error))
-}
-
-/// What a new file's name says of its format.
-fn by_name(path: &Path) -> Format {
-    let raw = |ending: &std::ffi::OsStr| ending.eq_ignore_ascii_case("raw") || ending.eq_ignore_ascii_case("img");
-    if path.extension().is_some_and(raw) { Format::Raw } else { Format::Qcow2 }
 }
 
 fn small(cluster: Option<u64>) -> Result<Option<u32>, CliError> {
@@ -62,21 +61,22 @@ fn small(cluster: Option<u64>) -> Result<Option<u32>, CliError> {
 }
 
 /// Runs a tool, says how far it is on a terminal, and ends it when somebody asks for that.
-fn with_progress<T>(what: &str, run: impl FnOnce(&mut Job<'_>) -> Result<T, ToolError>) -> Result<T, CliError> {
+fn with_progress<T, E: Into<CliError>>(
+    what: &str,
+    run: impl FnOnce(&mut dyn FnMut(u64, u64) -> bool) -> Result<T, E>,
+) -> Result<T, CliError> {
     let signals = Signals::take().map_err(|source| CliError::Io { what: "wait for signals".into(), source })?;
-    let (cancel, mut shown) = (AtomicBool::new(false), Progress::new(false));
+    let (mut go_on, mut shown) = (true, Progress::new(false));
     let mut progress = |done: u64, all: u64| {
-        if signals.next().is_some() {
-            cancel.store(true, Ordering::Relaxed);
-        }
-        shown.tell(done, all, |percent| format!("{what}: {percent} % of {}", size::human(all)));
+        go_on &= signals.next().is_none();
+        shown.tell(done, all, |percent| format!("{what}: {percent} %"));
+        go_on
     };
-    let result = run(&mut Job { progress: &mut progress, cancel: &cancel });
-    result.map_err(tool)
+    run(&mut progress).map_err(Into::into)
 }
 
 fn info(out: Out, file: &Path) -> Result<(), CliError> {
-    let Info { layers, shared_size, problems } = tools::info(file).map_err(tool)?;
+    let Info { layers, shared_size, problems } = disks::info(file)?;
     let mut text = String::new();
     for (depth, layer) in layers.iter().enumerate() {
         let below = if depth > 0 { "stands on " } else { "" };
@@ -114,7 +114,7 @@ fn create(
     backing: Option<&Path>,
     cluster: Option<u64>,
 ) -> Result<(), CliError> {
-    let format = format.unwrap_or_else(|| if backing.is_some() { Format::Qcow2 } else { by_name(file) });
+    let format = format.unwrap_or_else(|| if backing.is_some() { Format::Qcow2 } else { disks::by_name(file) });
     let cluster = small(cluster)?;
     let usage = |words: &str| Err(CliError::Words(Exit::Usage, words.into()));
     let size = match (format, backing) {
@@ -125,7 +125,7 @@ fn create(
             let Identity::Own(below_format) = disk::identify(&below).map_err(failed)? else {
                 return usage("an image of another program can't be stood on; convert it first");
             };
-            let own = tools::info(&below).map_err(tool)?.layers.first().map_or(0, |layer| layer.virtual_size);
+            let own = disks::info(&below)?.layers.first().map_or(0, |layer| layer.virtual_size);
             let size = wanted.unwrap_or(own);
             let options = CreateOptions::overlay(size);
             let options = CreateOptions { cluster: cluster.unwrap_or(options.cluster), ..options };
@@ -150,53 +150,43 @@ fn create(
     Ok(())
 }
 
-fn grow(out: Out, file: &Path, wanted: &str) -> Result<(), CliError> {
-    let parse = |text: &str| size::parse(text).map_err(|words| CliError::Words(Exit::Usage, words));
-    let size = match wanted.strip_prefix('+') {
-        None => parse(wanted)?,
-        Some(more) => {
-            let now = tools::info(file).map_err(tool)?.layers.first().map_or(0, |layer| layer.virtual_size);
-            now.saturating_add(parse(more)?)
-        }
-    };
-    tools::grow(file, size).map_err(tool)?;
+fn grow(out: Out, file: &Path, wanted: &str, first: First) -> Result<(), CliError> {
+    let wanted: Size = wanted.parse().map_err(|words| CliError::Words(Exit::Usage, words))?;
+    let size = disks::grow(the_library().as_ref(), &Disk::File(file.into()), wanted, first)?;
     let text = format!("{} has {} now; grow the guest's partitions in the guest", file.display(), size::human(size));
     out.say(&json!({ "file": file, "virtual_size": size }), &text);
     Ok(())
 }
 
-fn check(out: Out, file: &Path, repair: bool) -> Result<(), CliError> {
-    match disk::detect(file).map_err(failed)? {
-        Format::Raw => {
-            out.say(
-                &json!({ "file": file, "errors": 0, "leaked": 0 }),
-                "A raw image has no tables: nothing can be wrong",
-            );
-            return Ok(());
-        }
-        Format::Qcow2 => {}
-    }
-    let found = if repair { disk::repair_file(file) } else { disk::check(file) };
-    let Findings { leaked, errors, words, data_clusters, free_clusters, marked } = found.map_err(failed)?;
-    let mut text = words.join("\n");
-    if !text.is_empty() {
-        text += "\n";
-    }
-    if marked {
-        text += "It was not closed cleanly: the next machine that uses it, or --repair, puts that right.\n";
-    }
-    text += &match (errors, leaked) {
-        (0, 0) => "Nothing is wrong with it".to_owned(),
-        (0, leaked) => format!("{leaked} clusters are lost space; its data is whole. --repair takes them back"),
-        (errors, _) => format!("{errors} errors: copy what is in it with 'orangery disk convert' before anything else"),
-    };
-    let value = json!({ "file": file, "errors": errors, "leaked": leaked, "words": words, "marked": marked,
-        "data_clusters": data_clusters, "free_clusters": free_clusters });
-    if errors > 0 && !marked {
-        // The answer first; the code says that it is a bad one.
-        out.say(&value, &text);
-        return Err(CliError::Words(Exit::Failed, format!("{} is damaged", file.display())));
-    }
-    out.say(&value, &text);
+fn switch(out: Out, which: &Which, disk: usize, format: Format) -> Result<(), CliError> {
+    let library = library()?;
+    let machine = with_progress("Copying", |progress| disks::switch(&library, &which.name, disk, format, progress))?;
+    let (file, format) = (machine.disk_image(disk)?, format.name());
+    let text = format!("{:?}: disk {disk} is {} now ({format})", machine.name, file.display());
+    out.say(&json!({ "file": file, "format": format }), &text);
     Ok(())
+}
+
+fn check(out: Out, file: &Path, repair: bool) -> Result<(), CliError> {
+    let (library, disk) = (the_library(), Disk::File(file.into()));
+    let checked = with_progress("Checking", |progress| disks::check(library.as_ref(), &disk, repair, progress))?;
+    let shown = |Checked { path, found }: &Checked| {
+        let Findings { leaked, errors, words, data_clusters, free_clusters, marked } = found;
+        json!({ "file": path, "errors": errors, "leaked": leaked, "words": words, "marked": marked,
+            "data_clusters": data_clusters, "free_clusters": free_clusters })
+    };
+    let Some((image, below)) = checked.split_first() else { return Ok(()) };
+    let mut value = shown(image);
+    value["file"] = json!(file);
+    value["below"] = below.iter().map(shown).collect::<Value>();
+    let text = match below {
+        [] => image.words(),
+        _ => checked.iter().map(|one| format!("{}:\n{}\n", one.path.display(), one.words())).collect(),
+    };
+    out.say(&value, &text);
+    match checked.iter().find(|one| one.found.errors > 0 && !one.found.marked) {
+        // The answer first; the code says that it is a bad one.
+        Some(damaged) => Err(CliError::Words(Exit::Failed, format!("{} is damaged", damaged.path.display()))),
+        None => Ok(()),
+    }
 }

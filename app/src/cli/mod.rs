@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use serde_json::json;
+use vmm_core::backend::disk::tools::ToolError;
 use vmm_core::base::explain;
 use vmm_core::vm::BuildError;
 
@@ -41,18 +42,9 @@ pub enum Exit {
 /// Why a verb failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
-    /// The library.
+    /// The library, a running machine, or an image.
     #[error(transparent)]
-    Library(#[from] LibraryError),
-    /// A running machine.
-    #[error("{name:?}")]
-    Control {
-        /// The machine.
-        name: String,
-        /// What it did not do, or why it cannot be asked.
-        #[source]
-        source: ControlError,
-    },
+    Job(#[from] JobError),
     /// The machine in this process.
     #[error(transparent)]
     Run(#[from] RunError),
@@ -76,49 +68,60 @@ pub enum CliError {
     Words(Exit, String),
 }
 
-impl From<JobError> for CliError {
-    fn from(error: JobError) -> CliError {
-        match error {
-            JobError::Library(error) => CliError::Library(error),
-            JobError::Control { name, source } => CliError::Control { name, source },
-            JobError::StillRuns(_) => CliError::Words(Exit::Failed, error.to_string()),
-        }
+impl From<LibraryError> for CliError {
+    fn from(error: LibraryError) -> CliError {
+        CliError::Job(error.into())
     }
 }
 
 impl CliError {
     fn exit(&self) -> u8 {
         let exit = match self {
-            CliError::Library(error) | CliError::Run(RunError::Library(error)) => match error {
-                LibraryError::NotFound { .. } | LibraryError::NoSnapshot { .. } => Exit::NotFound,
-                LibraryError::Exists(_)
-                | LibraryError::Running { .. }
-                | LibraryError::Busy { .. }
-                | LibraryError::ChangedMeanwhile { .. }
-                | LibraryError::NoVariables { .. }
-                | LibraryError::OutsideDisk { .. }
-                | LibraryError::Suspended { .. }
-                | LibraryError::Machine(_)
-                | LibraryError::Changed { .. } => Exit::State,
-                LibraryError::Name { .. } | LibraryError::Config(_) => Exit::Usage,
-                LibraryError::Firmware(_) => Exit::Host,
-                LibraryError::Broken { .. }
-                | LibraryError::Io { .. }
-                | LibraryError::Image(_)
-                | LibraryError::Cancelled
-                | LibraryError::Checkpoint(_) => Exit::Failed,
-            },
-            CliError::Control { source: ControlError::NotRunning | ControlError::Refused(_), .. } => Exit::State,
+            CliError::Job(error) => of_job(error),
+            CliError::Run(RunError::Library(error)) => of_library(error),
             CliError::Run(RunError::Build { source: BuildError::Config(_), .. }) => Exit::Usage,
             CliError::Run(RunError::Build { .. } | RunError::Host { .. } | RunError::Window(_)) => Exit::Host,
             CliError::Launch(error) => return error.code,
             CliError::Words(exit, _) => *exit,
-            CliError::Control { .. }
-            | CliError::Run(RunError::Ended(_) | RunError::GoOn { .. })
-            | CliError::Detect(_)
-            | CliError::Io { .. } => Exit::Failed,
+            CliError::Run(RunError::Ended(_) | RunError::GoOn { .. }) | CliError::Detect(_) | CliError::Io { .. } => {
+                Exit::Failed
+            }
         };
         exit as u8
+    }
+}
+
+fn of_job(error: &JobError) -> Exit {
+    match error {
+        JobError::Library(error) => of_library(error),
+        JobError::Control { source: ControlError::NotRunning | ControlError::Refused(_), .. } => Exit::State,
+        JobError::Tool(ToolError::Refused(_)) => Exit::Usage,
+        JobError::Control { .. } | JobError::Tool(_) | JobError::NoCheckpoint { .. } | JobError::StillRuns(_) => {
+            Exit::Failed
+        }
+    }
+}
+
+fn of_library(error: &LibraryError) -> Exit {
+    match error {
+        LibraryError::NotFound { .. } | LibraryError::NoSnapshot { .. } => Exit::NotFound,
+        LibraryError::Exists(_)
+        | LibraryError::Running { .. }
+        | LibraryError::Busy { .. }
+        | LibraryError::ChangedMeanwhile { .. }
+        | LibraryError::NoVariables { .. }
+        | LibraryError::OutsideDisk { .. }
+        | LibraryError::Suspended { .. }
+        | LibraryError::Disk(_)
+        | LibraryError::Machine(_)
+        | LibraryError::Changed { .. } => Exit::State,
+        LibraryError::Name { .. } | LibraryError::Config(_) => Exit::Usage,
+        LibraryError::Firmware(_) => Exit::Host,
+        LibraryError::Broken { .. }
+        | LibraryError::Io { .. }
+        | LibraryError::Image(_)
+        | LibraryError::Cancelled
+        | LibraryError::Checkpoint(_) => Exit::Failed,
     }
 }
 
@@ -136,7 +139,10 @@ pub fn main() -> ExitCode {
     match verbs::perform(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let (code, message) = (error.exit(), explain(&error));
+            let (code, mut message) = (error.exit(), explain(&error));
+            if matches!(error, CliError::Job(JobError::NoCheckpoint { .. })) {
+                message += "; --without-checkpoint does it all the same";
+            }
             if json {
                 print(&format!("{}\n", json!({ "error": { "code": code, "message": message } })));
             }

@@ -54,7 +54,7 @@ pub fn restore(
     around: RestoreArgs,
 ) -> Result<(), CliError> {
     let library = library()?;
-    let present = Present { keep, power_off: around.power_off };
+    let present = Present { keep, power_off: around.power_off, first: around.first.into() };
     let mut progress = told(out, &which.name, "saving its memory");
     let machine = verbs::restore_snapshot(&library, &which.name, point, &present, &mut progress)?;
     drop(progress);

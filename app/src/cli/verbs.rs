@@ -17,7 +17,7 @@ use super::progress::Progress;
 use super::{CliError, Exit, print, snapshots};
 use crate::control::protocol::Request;
 use crate::control::{Client, ControlError, Power, State, keys};
-use crate::jobs::verbs as jobs;
+use crate::jobs::{First, JobError, verbs as jobs};
 use crate::library::{
     self, Entry, Firmware, HostLimits, Library, Machine, NewDisk, NewMachine, UefiSupport, preflight,
 };
@@ -40,8 +40,14 @@ pub fn perform(cli: Cli) -> Result<(), CliError> {
         Verb::Run { which, manner, handover } => run(out, &which, manner.into(), &handover),
         Verb::Fork { which, new, count } => fork(out, &which, new.as_deref(), count),
         Verb::Start { which, manner } => start(out, &which, manner.into()),
-        Verb::Stop { which, force, timeout } => stop(out, &which, force, Duration::from_secs(timeout)),
-        Verb::Reset { which } => command(out, &which, &Request::Reset, "reset"),
+        Verb::Stop { which, force: false, first: _, timeout } => stop(out, &which, Duration::from_secs(timeout)),
+        Verb::Stop { which, force: true, first, timeout: _ } => power_off(out, &which, first.into()),
+        Verb::Reset { which, first } => {
+            let mut progress = told(out, &which.name, "keeping a checkpoint");
+            let machine = jobs::reset(&library()?, &which.name, first.into(), &mut progress)?;
+            out.say(&json!({ "done": "reset" }), &format!("{:?}: reset", machine.name));
+            Ok(())
+        }
         Verb::Pause { which } => command(out, &which, &Request::Pause, "paused"),
         Verb::Resume { which } => resume(out, &which),
         Verb::Suspend { which } => suspend(out, &which),
@@ -360,8 +366,8 @@ pub(super) fn connect(which: &Which) -> Result<(Machine, Client), CliError> {
 }
 
 fn asked(machine: &Machine) -> impl Fn(ControlError) -> CliError + use<> {
-    let name = machine.name.clone();
-    move |source| CliError::Control { name: name.clone(), source }
+    let of = JobError::of(machine);
+    move |error| of(error).into()
 }
 
 fn command(out: Out, which: &Which, request: &Request, done: &'static str) -> Result<(), CliError> {
@@ -398,23 +404,28 @@ pub(super) fn told(out: Out, machine: &str, doing: &str) -> impl FnMut(u64, u64)
     }
 }
 
-fn stop(out: Out, which: &Which, force: bool, timeout: Duration) -> Result<(), CliError> {
-    let mut machine = library()?.load(&which.name)?;
-    if force && machine.holder()?.is_none() && machine.goes_on_from()?.is_some() {
-        // Nobody may go on with it meanwhile.
-        let _lock = machine.lock()?;
-        machine.discard_suspended()?;
-        out.say(&json!({ "done": "stopped" }), &format!("{:?}: stopped; what was suspended is given up", machine.name));
-        return Ok(());
+fn power_off(out: Out, which: &Which, first: First) -> Result<(), CliError> {
+    let library = library()?;
+    let was_suspended = library.load(&which.name)?.power_at_rest() == Power::Suspended;
+    let machine = jobs::power_off(&library, &which.name, first, &mut told(out, &which.name, "keeping a checkpoint"))?;
+    let rest = match (was_suspended, machine.timeline.filter(|_| first == First::Keep)) {
+        (false, _) => "",
+        (true, None) => "; what was suspended is given up",
+        (true, Some(_)) => "; what was suspended is a checkpoint of its timeline",
+    };
+    out.say(&json!({ "done": "stopped" }), &format!("{:?}: stopped{rest}", machine.name));
+    Ok(())
+}
+
+fn stop(out: Out, which: &Which, timeout: Duration) -> Result<(), CliError> {
+    let machine = library()?.load(&which.name)?;
+    if machine.holder()?.is_none() {
+        return Err(asked(&machine)(ControlError::NotRunning));
     }
-    let Some(holder) = machine.holder()? else { return Err(asked(&machine)(ControlError::NotRunning)) };
-    let request = if force { Request::PowerOff } else { Request::ShutDown };
-    let told = Client::connect(&machine.id).and_then(|mut client| client.command(&request));
-    match told {
+    match Client::connect(&machine.id).and_then(|mut client| client.command(&Request::ShutDown)) {
         Ok(()) => {}
-        // It stopped by itself meanwhile, or its process hangs.
+        // It stopped by itself meanwhile.
         Err(ControlError::NotRunning) if machine.holder()?.is_none() => {}
-        Err(_) if force && holder.pid != 0 => machine.end_holder()?,
         Err(error) => return Err(asked(&machine)(error)),
     }
     let until = Instant::now() + timeout;

@@ -4,6 +4,7 @@
 use egui_phosphor::regular as icon;
 use vmm_core::backend::input::InputEvent;
 
+use super::Loss;
 use super::keys::{Stroked, key};
 
 /// What a person asks of the console.
@@ -21,6 +22,8 @@ pub enum Action {
     PowerOff,
     /// Presses the reset button.
     Reset,
+    /// Does either though its timeline could not keep what the machine is now.
+    LoseAnyway(Loss),
     /// Sends one of [`COMBINATIONS`].
     SendKeys(usize),
     /// Types the clipboard's text.
@@ -75,8 +78,8 @@ impl Action {
         match self {
             Action::TogglePause => "Pause or resume",
             Action::ShutDown => "Shut down",
-            Action::AskPowerOff | Action::PowerOff => "Power off",
-            Action::AskReset | Action::Reset => "Reset",
+            Action::AskPowerOff | Action::PowerOff | Action::LoseAnyway(Loss::PowerOff) => "Power off",
+            Action::AskReset | Action::Reset | Action::LoseAnyway(Loss::Reset) => "Reset",
             Action::SendKeys(n) => COMBINATIONS.get(n).map_or("Send keys", |c| c.label),
             Action::TypeClipboard => "Type the clipboard",
             Action::Screenshot => "Take a screenshot",
@@ -107,8 +110,10 @@ impl Action {
     pub fn icon(self) -> &'static str {
         match self {
             Action::TogglePause => icon::PAUSE,
-            Action::ShutDown | Action::AskPowerOff | Action::PowerOff => icon::POWER,
-            Action::AskReset | Action::Reset => icon::ARROW_CLOCKWISE,
+            Action::ShutDown | Action::AskPowerOff | Action::PowerOff | Action::LoseAnyway(Loss::PowerOff) => {
+                icon::POWER
+            }
+            Action::AskReset | Action::Reset | Action::LoseAnyway(Loss::Reset) => icon::ARROW_CLOCKWISE,
             Action::SendKeys(_) | Action::ShowKeys => icon::KEYBOARD,
             Action::TypeClipboard | Action::Paste => icon::CLIPBOARD_TEXT,
             Action::ShowScreen => icon::MONITOR,

@@ -24,7 +24,7 @@ use super::transform::{ViewMode, pan_for};
 use super::view::{self, ViewError};
 use super::window::ConsoleWindow;
 use super::worker::{Outcome, Worker};
-use super::{ConsoleSession, Options, Renderer, Request, Saving, Waker, look};
+use super::{ConsoleSession, Loss, Options, Renderer, Request, Saving, Waker, look};
 use crate::theme::{Tone, size};
 
 /// The most problems that are kept.
@@ -375,12 +375,14 @@ impl App {
             }
             Outcome::Past(Ok(points)) => self.ask(Dialog::timeline(points)),
             Outcome::Past(Err(why)) => self.say(Tone::Error, why),
-            Outcome::Saved(saved, cancelled) => {
+            Outcome::Saved(what, saved, cancelled) => {
                 self.model.saving = None;
-                match saved {
-                    Ok(text) => self.say(Tone::Good, text),
-                    Err(_) if cancelled => self.say(Tone::Info, "Cancelled"),
-                    Err(why) => self.problem(format!("It was not done: {why}")),
+                match (saved, what) {
+                    (Ok(text), _) if text.is_empty() => {}
+                    (Ok(text), _) => self.say(Tone::Good, text),
+                    (Err(_), _) if cancelled => self.say(Tone::Info, "Cancelled"),
+                    (Err(why), Saving::Lose(loss)) => self.ask(Dialog::lose_anyway(loss, why)),
+                    (Err(why), _) => self.problem(format!("It was not done: {why}")),
                 }
             }
         }
@@ -415,8 +417,9 @@ impl App {
                 Lifecycle::Created | Lifecycle::Stopped => {}
             },
             Action::ShutDown => self.worker.command(VmCommand::ShutDown),
-            Action::PowerOff => self.worker.command(VmCommand::PowerOff),
-            Action::Reset => self.worker.command(VmCommand::Reset),
+            Action::PowerOff => self.lose(Loss::PowerOff),
+            Action::Reset => self.lose(Loss::Reset),
+            Action::LoseAnyway(loss) => self.worker.command(loss.command()),
             Action::AskPowerOff => self.ask(Dialog::power_off()),
             Action::AskReset => self.ask(Dialog::reset()),
             Action::SendKeys(n) => {
@@ -501,6 +504,18 @@ impl App {
             let can_cancel = !matches!(saving, Saving::Fork | Saving::KeepTimeline);
             self.model.saving = Some(Progress { what: what.into(), share: None, cancelling: false, can_cancel });
             self.worker.save(saving);
+        }
+    }
+
+    /// Does what loses something, once the machine's timeline has kept that. It never waits for something else that goes on.
+    fn lose(&mut self, loss: Loss) {
+        match (&self.model.saving, self.model.can_save) {
+            (_, false) => self.worker.command(loss.command()),
+            (Some(saving), true) => {
+                let why = format!("{} goes on", saving.what);
+                self.ask(Dialog::lose_anyway(loss, why));
+            }
+            (None, true) => self.save(Saving::Lose(loss), "Keeping a checkpoint first"),
         }
     }
 

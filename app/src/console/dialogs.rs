@@ -8,9 +8,9 @@ use egui::{
 use egui_phosphor::regular as icon;
 
 use super::actions::{Action, CHORDS};
-use super::look;
 use super::overlay::{Ask, Model};
 use super::timeline::{Point, Timeline};
+use super::{Loss, look};
 use crate::library::Timestamp;
 use crate::theme::{Note, Tone, UiExt, size, text_edit};
 
@@ -27,6 +27,7 @@ enum Kind {
     Close,
     PowerOff,
     Reset,
+    LoseAnyway(Loss, String),
     Keys,
     Medium { drive: usize, path: String },
     Snapshot { name: String, note: String },
@@ -51,6 +52,11 @@ impl Dialog {
     /// Whether to press the reset button.
     pub fn reset() -> Dialog {
         Dialog::new(Kind::Reset)
+    }
+
+    /// Whether to do it though what the machine is now could not be kept on its timeline: why.
+    pub fn lose_anyway(loss: Loss, why: String) -> Dialog {
+        Dialog::new(Kind::LoseAnyway(loss, why))
     }
 
     /// The list of keys.
@@ -112,6 +118,17 @@ impl Dialog {
                     (icon::ARROW_CLOCKWISE, "Reset", Action::Reset),
                     asks,
                 ),
+                Kind::LoseAnyway(loss, why) => {
+                    let action = Action::LoseAnyway(*loss);
+                    let (title, label) = match loss {
+                        Loss::Reset => (format!("Reset “{}” all the same?", model.title), "Reset all the same"),
+                        Loss::PowerOff => {
+                            (format!("Power off “{}” all the same?", model.title), "Power off all the same")
+                        }
+                    };
+                    let text = format!("What it is now could not be kept on its timeline first: {why}.");
+                    confirm(ui, fresh, &title, &text, (action.icon(), label, action), asks);
+                }
                 Kind::Keys => keys(ui, model, fresh, asks),
                 Kind::Timeline(timeline) => timeline.show(ui, fresh, asks),
                 Kind::Snapshot { name, note } => snapshot(ui, fresh, name, note, asks),

@@ -120,10 +120,31 @@ pub enum Saving {
     Copy(String),
     /// It has a timeline from now on.
     KeepTimeline,
+    /// What it is now is kept on its timeline, if it has one, and then lost.
+    Lose(Loss),
+}
+
+/// What loses something of a machine that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// Its reset button is pressed.
+    Reset,
+    /// Its plug is pulled.
+    PowerOff,
+}
+
+impl Loss {
+    /// What the machine is asked for.
+    fn command(self) -> VmCommand {
+        match self {
+            Loss::Reset => VmCommand::Reset,
+            Loss::PowerOff => VmCommand::PowerOff,
+        }
+    }
 }
 
 /// Does one of [`Saving`] and waits until it is done; `progress` hears how much is done of how much, and says whether to go on.
-/// `Ok` has what a person is told of it, `Err` why it was not done, sentences. The window calls it on a thread of its own.
+/// `Ok` has what a person is told of it, if anything, `Err` why it was not done, sentences. The window calls it on a thread of its own.
 pub type Save = Box<dyn Fn(&Saving, &mut dyn FnMut(u64, u64) -> bool) -> Result<String, String> + Send + Sync>;
 
 /// Reads the points of the machine's timeline, the oldest first. `Err` says why not. The window calls it on a thread of its

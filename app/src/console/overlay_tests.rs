@@ -7,13 +7,13 @@ use egui_kittest::kittest::{NodeT, Queryable};
 use vmm_core::backend::display::Mode;
 use vmm_core::vm::Lifecycle;
 
-use super::Saving;
 use super::actions::Action;
 use super::dialogs::Dialog;
 use super::overlay::{self, Ask, InputState, Model, Progress, Tab};
 use super::serial::Terminal;
 use super::timeline::Point;
 use super::transform::ViewMode;
+use super::{Loss, Saving};
 use crate::library::Timestamp;
 use crate::theme;
 
@@ -138,6 +138,16 @@ fn a_confirmation_does_nothing_until_it_is_confirmed() {
     harness.run();
     click(&mut harness, "Power off");
     assert_eq!(harness.state().asks.last(), Some(&Ask::Do(Action::PowerOff)));
+}
+
+#[test]
+fn what_could_not_be_kept_first_is_lost_only_after_another_question() {
+    let dialog = Dialog::lose_anyway(Loss::Reset, "the host has no space left".into());
+    let mut harness = harness(1000.0, Model { dialog: Some(dialog), ..model() });
+    harness.get_by_label("What it is now could not be kept on its timeline first: the host has no space left.");
+    click(&mut harness, "Reset all the same");
+    assert_eq!(harness.state().asks, [Ask::Do(Action::LoseAnyway(Loss::Reset))]);
+    assert!(harness.state().model.dialog.is_none());
 }
 
 #[test]

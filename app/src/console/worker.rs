@@ -27,7 +27,7 @@ pub enum Outcome {
     /// The points of the machine's timeline, or why they can't be read.
     Past(Result<Vec<Point>, String>),
     /// What took time is over: what is told of it, or why it was not done, and whether it was given up.
-    Saved(Result<String, String>, bool),
+    Saved(Saving, Result<String, String>, bool),
     /// A text could not be typed: why.
     NotTyped(String),
     /// A screenshot's file, or why there is none.
@@ -93,6 +93,7 @@ impl Worker {
         let Some(save) = self.save.clone() else { return };
         let cancel = Arc::clone(&self.cancel);
         cancel.store(false, Ordering::Relaxed);
+        let wanted = what.clone();
         let work = move |report: &dyn Fn(Outcome)| {
             let mut next = Instant::now();
             let saved = save(&what, &mut |done, total| {
@@ -102,10 +103,11 @@ impl Worker {
                 }
                 !cancel.load(Ordering::Relaxed)
             });
-            report(Outcome::Saved(saved, cancel.load(Ordering::Relaxed)));
+            report(Outcome::Saved(what, saved, cancel.load(Ordering::Relaxed)));
         };
         if let Err(e) = spawn("console-save", &self.outcomes, &self.waker, work) {
-            let _ = self.outcomes.send(Outcome::Saved(Err(format!("could not start a thread for it: {e}")), false));
+            let why = format!("could not start a thread for it: {e}");
+            let _ = self.outcomes.send(Outcome::Saved(wanted, Err(why), false));
         }
     }
 

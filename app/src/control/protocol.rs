@@ -82,6 +82,8 @@ pub enum Request {
         /// What to call it.
         name: String,
     },
+    /// Takes a checkpoint of the timeline, if the machine has one: before what loses something of it. Work.
+    KeepOnTimeline,
     /// Puts a medium in a CD-ROM drive, or takes it out.
     ChangeMedium {
         /// Which drive, from 0.

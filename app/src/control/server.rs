@@ -183,7 +183,8 @@ fn serve(stream: UnixStream, host: &dyn Host, listening: &AtomicUsize) -> io::Re
             work @ (Request::Suspend
             | Request::TakeSnapshot { .. }
             | Request::DeleteSnapshot { .. }
-            | Request::Fork { .. }) => {
+            | Request::Fork { .. }
+            | Request::KeepOnTimeline) => {
                 let mut report = Report { stream: reader.get_ref().try_clone()?, last: None };
                 match host.work(work, &mut |done, total| report.tell(done, total)) {
                     Ok(()) => Reply::Done,

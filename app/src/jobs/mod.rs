@@ -1,8 +1,9 @@
 //! Everything that takes time: what it is, how far it is, how it ended, and how it is given up.
 //!
-//! [`verbs`] are the functions that the command line and the windows call; [`Jobs`] runs them, each on a thread of its own,
+//! [`verbs`] and [`disks`] are the functions that the command line and the windows call; [`Jobs`] runs them, each on a thread of its own,
 //! for a window that must not wait.
 
+pub mod disks;
 mod log;
 pub mod verbs;
 
@@ -12,7 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{io, panic, thread};
 
-pub use verbs::{JobError, Present, Progress};
+pub use disks::Disk;
+pub use verbs::{First, JobError, Present, Progress};
 
 /// The most jobs that are remembered after their end.
 const MAX_ENDED: usize = 50;
@@ -22,7 +24,7 @@ const PACE: Duration = Duration::from_millis(100);
 /// What a job is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct About {
-    /// The machine that it is done to: one job at a time for each.
+    /// The machine, or the image by its path, that it is done to: one job at a time for each.
     pub machine: String,
     /// What it does, like `Taking the snapshot “one” of Debian`.
     pub what: String,
@@ -92,7 +94,7 @@ pub enum End {
 /// Why a job did not begin.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Another is done to the same machine.
+    /// Another is done to the same machine or image.
     #[error("{0} goes on: wait until it is done, or cancel it")]
     Busy(String),
     /// No thread.

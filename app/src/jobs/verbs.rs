@@ -1,17 +1,20 @@
 //! What takes time, as the command line and the windows ask for it: of a machine that runs, through the process that runs
-//! it; of one that does not, here, with its lock.
+//! it; of one that does not, here, with its lock. What loses something of a machine with a timeline keeps a checkpoint there
+//! first.
 //!
 //! `progress` hears how much is done of how much, in the same unit, and says whether to go on.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
+use vmm_core::backend::disk::tools::ToolError;
+
 use crate::control::protocol::Request;
 use crate::control::{Client, ControlError};
 use crate::library::{CloneWish, Library, LibraryError, Machine, Timeline};
 
 /// How long a machine whose plug was pulled may take to let go of its folder.
-const POWER_OFF_PATIENCE: Duration = Duration::from_secs(30);
+const POWER_OFF_PATIENCE: Duration = Duration::from_secs(120);
 /// Between two looks at whether it has.
 const POWER_OFF_LOOK: Duration = Duration::from_millis(20);
 
@@ -33,6 +36,18 @@ pub enum JobError {
         #[source]
         source: ControlError,
     },
+    /// An image.
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+    /// Its timeline was to keep what something else would lose, and that was not done either.
+    #[error("no checkpoint could be kept on the timeline of {name:?} first")]
+    NoCheckpoint {
+        /// The machine.
+        name: String,
+        /// Why there is none.
+        #[source]
+        source: Box<JobError>,
+    },
     /// It still runs, though its plug was pulled.
     #[error("{0:?} was powered off and still has not ended; try again in a moment, or end its process")]
     StillRuns(String),
@@ -41,8 +56,13 @@ pub enum JobError {
 impl JobError {
     /// Somebody gave it up, and it was not done.
     pub fn is_cancelled(&self) -> bool {
-        let control = matches!(self, JobError::Control { source: ControlError::Cancelled, .. });
-        control || matches!(self, JobError::Library(LibraryError::Cancelled))
+        match self {
+            JobError::Library(error) => matches!(error, LibraryError::Cancelled),
+            JobError::Control { source, .. } => matches!(source, ControlError::Cancelled),
+            JobError::Tool(error) => matches!(error, ToolError::Cancelled),
+            JobError::NoCheckpoint { source, .. } => source.is_cancelled(),
+            JobError::StillRuns(_) => false,
+        }
     }
 
     /// What an error of the process that runs a machine is of this machine.
@@ -50,11 +70,45 @@ impl JobError {
         let name = machine.name.clone();
         move |source| JobError::Control { name: name.clone(), source }
     }
+
+    /// What an error is of something that `machine` was to keep on its timeline.
+    pub(super) fn no_checkpoint<E: Into<JobError>>(machine: &Machine) -> impl Fn(E) -> JobError + use<E> {
+        let name = machine.name.clone();
+        move |source| JobError::NoCheckpoint { name: name.clone(), source: Box::new(source.into()) }
+    }
+}
+
+/// Whether a checkpoint is kept on a machine's timeline, where it has one, before something is done that loses what it is now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum First {
+    /// It is, or nothing is done.
+    #[default]
+    Keep,
+    /// It is not.
+    Lose,
 }
 
 fn ask(machine: &Machine, request: &Request, progress: Progress<'_>) -> Result<(), JobError> {
     let client = Client::connect(&machine.id).map_err(JobError::of(machine))?;
     client.work(request, progress).map_err(JobError::of(machine))
+}
+
+/// Asks the process that runs the machine for something; where none does, it is done `here`, with the machine's lock.
+fn ask_or_do(
+    library: &Library,
+    which: &str,
+    request: &Request,
+    progress: Progress<'_>,
+    here: impl FnOnce(&mut Machine, Progress<'_>) -> Result<(), LibraryError>,
+) -> Result<Machine, JobError> {
+    let mut machine = library.load(which)?;
+    if machine.runner()?.is_some() {
+        ask(&machine, request, progress)?;
+    } else {
+        let _lock = machine.lock()?;
+        here(&mut machine, progress)?;
+    }
+    Ok(machine)
 }
 
 /// Saves a machine that runs, and ends it: its next start goes on from there.
@@ -78,14 +132,8 @@ pub fn take_snapshot(
     note: &str,
     progress: Progress<'_>,
 ) -> Result<Machine, JobError> {
-    let mut machine = library.load(which)?;
-    if machine.runner()?.is_some() {
-        ask(&machine, &Request::TakeSnapshot { name: name.into(), note: note.into() }, progress)?;
-    } else {
-        let _lock = machine.lock()?;
-        machine.take_snapshot(name, note)?;
-    }
-    Ok(machine)
+    let request = Request::TakeSnapshot { name: name.into(), note: note.into() };
+    ask_or_do(library, which, &request, progress, |machine, _| machine.take_snapshot(name, note).map(drop))
 }
 
 /// Gives a snapshot another name and note; what is `None` stays as it is.
@@ -99,18 +147,10 @@ pub fn describe_snapshot(
     name: Option<&str>,
     note: Option<&str>,
 ) -> Result<Machine, JobError> {
-    let mut machine = library.load(which)?;
-    let saved = machine.snapshot(snapshot)?;
+    let saved = library.load(which)?.snapshot(snapshot)?;
     let (name, note) = (name.unwrap_or(&saved.about.name), note.unwrap_or(&saved.about.note));
-    if machine.runner()?.is_some() {
-        let request = Request::DescribeSnapshot { snapshot: saved.id, name: name.into(), note: note.into() };
-        let mut client = Client::connect(&machine.id).map_err(JobError::of(&machine))?;
-        client.command(&request).map_err(JobError::of(&machine))?;
-    } else {
-        let _lock = machine.lock()?;
-        machine.describe_snapshot(&saved.id, name, note)?;
-    }
-    Ok(machine)
+    let request = Request::DescribeSnapshot { snapshot: saved.id.clone(), name: name.into(), note: note.into() };
+    ask_or_do(library, which, &request, &mut |_, _| true, |machine, _| machine.describe_snapshot(&saved.id, name, note))
 }
 
 /// Deletes a snapshot of a machine, which may run; what came after it stays.
@@ -123,14 +163,10 @@ pub fn delete_snapshot(
     snapshot: &str,
     progress: Progress<'_>,
 ) -> Result<Machine, JobError> {
-    let mut machine = library.load(which)?;
-    if machine.runner()?.is_some() {
-        ask(&machine, &Request::DeleteSnapshot { name: snapshot.into() }, progress)?;
-    } else {
-        let _lock = machine.lock()?;
-        machine.delete_snapshot_at_rest(snapshot, progress)?;
-    }
-    Ok(machine)
+    let request = Request::DeleteSnapshot { name: snapshot.into() };
+    ask_or_do(library, which, &request, progress, |machine, progress| {
+        machine.delete_snapshot_at_rest(snapshot, progress)
+    })
 }
 
 /// What is to become of the present when a machine goes back to a snapshot.
@@ -140,9 +176,11 @@ pub struct Present {
     pub keep: Option<String>,
     /// A machine that runs is powered off; otherwise it is refused.
     pub power_off: bool,
+    /// Whether its timeline keeps it, where it has one and no snapshot is taken.
+    pub first: First,
 }
 
-/// Goes back to a snapshot. Its next start goes on from there; where it was off then, the machine is off as it was.
+/// Goes back to a snapshot; a machine with a timeline keeps the present there, unless that is kept as a snapshot. Its next start goes on from there; where it was off then, the machine is off as it was.
 ///
 /// # Errors
 /// There is none of that name, the machine runs, or what is to be kept can't be: the machine is what it was then, off perhaps.
@@ -161,27 +199,85 @@ pub fn restore_snapshot(
             return Err(machine.held_by(&holder).into());
         }
     }
+    let mut is_kept = present.first == First::Lose;
     if let Some(name) = &present.keep {
         take_snapshot(library, which, name, "", progress)?;
+        is_kept = true;
     }
     if present.power_off {
-        power_off(&library.load(which)?)?;
+        let machine = library.load(which)?;
+        if machine.runner()?.is_some() {
+            if !is_kept {
+                keep_on_timeline(&machine, progress)?;
+                is_kept = true;
+            }
+            pull_plug(&machine)?;
+        }
     }
     let mut machine = library.load(which)?;
     let _lock = machine.lock()?;
-    machine.restore_snapshot(&wanted)?;
+    machine.restore_snapshot(&wanted, is_kept)?;
     Ok(machine)
 }
 
-/// Pulls the plug of a machine that runs and waits until it has let go of its folder.
-fn power_off(machine: &Machine) -> Result<(), JobError> {
-    if machine.runner()?.is_none() {
+/// Has a machine that runs keep what it is now on its timeline, if it has one.
+fn keep_on_timeline(machine: &Machine, progress: Progress<'_>) -> Result<(), JobError> {
+    if machine.timeline.is_none() {
         return Ok(());
     }
+    match ask(machine, &Request::KeepOnTimeline, progress) {
+        // It ended by itself meanwhile: nothing is lost any more.
+        Err(JobError::Control { source: ControlError::NotRunning, .. }) if machine.holder()?.is_none() => Ok(()),
+        kept => kept.map_err(JobError::no_checkpoint(machine)),
+    }
+}
+
+/// Presses the reset button of a machine that runs.
+///
+/// # Errors
+/// It does not run, it refuses, or no checkpoint could be kept on its timeline first: it runs on.
+pub fn reset(library: &Library, which: &str, first: First, progress: Progress<'_>) -> Result<Machine, JobError> {
+    let machine = library.load(which)?;
+    if first == First::Keep && machine.runner()?.is_some() {
+        keep_on_timeline(&machine, progress)?;
+    }
+    ask(&machine, &Request::Reset, &mut |_, _| true)?;
+    Ok(machine)
+}
+
+/// Pulls the plug of a machine that runs and waits until its process has ended, or gives up what one was suspended in, which
+/// becomes a checkpoint of its timeline.
+///
+/// # Errors
+/// It is off, its process can't be ended, or no checkpoint could be kept on its timeline first: it is what it was.
+pub fn power_off(library: &Library, which: &str, first: First, progress: Progress<'_>) -> Result<Machine, JobError> {
+    let mut machine = library.load(which)?;
+    if machine.holder()?.is_some() {
+        if first == First::Keep {
+            keep_on_timeline(&machine, progress)?;
+        }
+        pull_plug(&machine)?;
+        return Ok(machine);
+    }
+    if machine.goes_on_from()?.is_none() {
+        return Err(JobError::of(&machine)(ControlError::NotRunning));
+    }
+    // Nobody may go on with it meanwhile.
+    let _lock = machine.lock()?;
+    match machine.timeline.filter(|_| first == First::Keep) {
+        Some(_) => machine.keep_suspended().map_err(JobError::no_checkpoint(&machine))?,
+        None => machine.discard_suspended()?,
+    }
+    Ok(machine)
+}
+
+/// Pulls the plug of a machine that runs and waits until it has let go of its folder. A process that does not answer is ended.
+fn pull_plug(machine: &Machine) -> Result<(), JobError> {
     match Client::connect(&machine.id).and_then(|mut client| client.command(&Request::PowerOff)) {
+        Ok(()) => {}
         // It ended by itself meanwhile.
-        Ok(()) | Err(ControlError::NotRunning) => {}
-        Err(error) => return Err(JobError::of(machine)(error)),
+        Err(ControlError::NotRunning) if machine.holder()?.is_none() => {}
+        Err(_) => machine.end_holder()?,
     }
     let until = Instant::now() + POWER_OFF_PATIENCE;
     while machine.holder()?.is_some() {
@@ -219,14 +315,8 @@ pub fn clone(library: &Library, which: &str, wish: &CloneWish, progress: Progres
 /// # Errors
 /// The timeline is none that can be, or the machine's file can't be written.
 pub fn set_timeline(library: &Library, which: &str, timeline: Option<Timeline>) -> Result<Machine, JobError> {
-    let mut machine = library.load(which)?;
-    if machine.runner()?.is_some() {
-        let mut client = Client::connect(&machine.id).map_err(JobError::of(&machine))?;
-        client.command(&Request::SetTimeline { timeline }).map_err(JobError::of(&machine))?;
-    } else {
-        let _lock = machine.lock()?;
+    ask_or_do(library, which, &Request::SetTimeline { timeline }, &mut |_, _| true, |machine, _| {
         machine.timeline = timeline;
-        library.save(&machine)?;
-    }
-    Ok(machine)
+        library.save(machine)
+    })
 }

@@ -105,6 +105,30 @@ impl Machine {
         }
         self.checkpoints().discard_suspended()
     }
+
+    /// The same, and what it was suspended in becomes a checkpoint of its timeline. The caller holds its lock.
+    ///
+    /// # Errors
+    /// The host has no room, or the files can't be changed: it is still suspended then.
+    pub fn keep_suspended(&mut self) -> Result<(), LibraryError> {
+        self.finish_what_was_begun()?;
+        let Some(mut saved) = self.checkpoints().suspended()?.filter(|_| self.resume.is_none()) else {
+            return self.discard_suspended();
+        };
+        let overlays = self.make_overlays(&Checkpoints::new_id()?)?;
+        let mut changed = self.with_overlays(&overlays);
+        // They read as the old ones do, which stay as they are from here on: it can still go on where it was.
+        if let Err(error) = changed.write() {
+            self.go_back_to_images(&overlays);
+            return Err(error);
+        }
+        *self = changed.clone();
+        saved.about.kind = Kind::Timeline;
+        self.checkpoints().describe(&saved.id, &saved.about)?;
+        changed.present = Some(saved.id);
+        *self = changed;
+        self.write()
+    }
 }
 
 impl Saved {

@@ -24,6 +24,8 @@ pub const FOLDER: &str = "disks";
 const OLD: Duration = Duration::from_secs(24 * 60 * 60);
 /// What is still to be done of a merge whose bytes are moved.
 const JOURNAL: &str = "merge.json";
+/// The images of which only those stay that are needed: one takes another's place.
+const REPLACEMENT: &str = "replacement.json";
 
 /// Why a disk's image can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -140,9 +142,57 @@ pub(super) fn overlays_below(machine: &Machine) -> Vec<PathBuf> {
 /// The host refuses something, or an image can't be understood.
 pub(super) fn recover(machine: &mut Machine) -> Result<(), LibraryError> {
     finish_merge(machine, None)?;
+    finish_replacement(machine)?;
     sweep(machine)?;
     machine.checkpoints().store().collect()?;
     Ok(())
+}
+
+/// Says that an image is about to be made, by the name `new`, to take the place of one that the machine has. Until
+/// [`finish_replacement`] nothing of either goes. The caller has the lock of the machine, which does not run.
+///
+/// # Errors
+/// The host refuses something.
+pub(super) fn begin_replacement(machine: &Machine, new: &str) -> Result<(), LibraryError> {
+    let mut either = images_of(machine)?;
+    either.insert(new.into());
+    let path = machine.folder().join(FOLDER).join(REPLACEMENT);
+    let text = serde_json::to_vec(&either).unwrap_or_default();
+    files::write_atomic(&path, &text).map_err(LibraryError::io("write", &path))
+}
+
+/// Removes what took no other's place, or whose place was taken. The caller has the lock of the machine, which does not run.
+///
+/// # Errors
+/// The host refuses something.
+pub(super) fn finish_replacement(machine: &Machine) -> Result<(), LibraryError> {
+    let folder = machine.folder().join(FOLDER);
+    let path = folder.join(REPLACEMENT);
+    let Ok(text) = std::fs::read(&path) else { return Ok(()) };
+    let checkpoints = machine.checkpoints();
+    if !checkpoints.can_be_read()? {
+        return Ok(());
+    }
+    // However their paths are written.
+    let in_folder = |machine: &Machine| -> Vec<String> {
+        let all = machine.config.disks.iter().filter_map(|disk| machine.resolve(&disk.path).canonicalize().ok());
+        all.filter_map(|path| Some(path.file_name()?.to_str()?.to_string())).collect()
+    };
+    let mut used: BTreeSet<String> = in_folder(machine).into_iter().chain(names(machine)).collect();
+    for saved in checkpoints.list()? {
+        let then = saved.machine(machine)?;
+        used.extend(in_folder(&then).into_iter().chain(names(&then)));
+    }
+    let images = Images::read(machine)?;
+    let needed = images.closure(&used);
+    let either: BTreeSet<String> = serde_json::from_slice(&text).unwrap_or_default();
+    // Only what is there by that very name.
+    for name in either.iter().filter(|name| images.below.contains_key(*name) && !needed.contains(*name)) {
+        let path = folder.join(name);
+        std::fs::remove_file(&path).map_err(LibraryError::io("remove", &path))?;
+    }
+    std::fs::remove_file(&path).map_err(LibraryError::io("remove", &path))?;
+    files::sync_folder(&folder).map_err(LibraryError::io("write", &folder))
 }
 
 /// Removes what was being written when a process was killed. The caller holds the machine, so nobody is writing it now.
@@ -211,7 +261,7 @@ impl Images {
         };
         for entry in entries.flatten() {
             let Ok(name) = entry.file_name().into_string() else { continue };
-            if !entry.path().is_file() || name == JOURNAL || name.starts_with('.') {
+            if !entry.path().is_file() || name == JOURNAL || name == REPLACEMENT || name.starts_with('.') {
                 continue;
             }
             let facts = match disk::facts(&entry.path()) {

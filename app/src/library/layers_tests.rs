@@ -9,6 +9,7 @@ use vmm_core::backend::disk::{self, Buffers, Disk, OpenOptions, Request, Scratch
 
 use vmm_core::config::Boot;
 
+use crate::library::checkpoints::{ABOUT, Kind};
 use crate::library::{CloneWish, HostLimits, Library, LibraryError, Machine, NewDisk, NewMachine, Timeline};
 
 const SIZE: usize = 1 << 20;
@@ -95,7 +96,7 @@ proptest! {
                 }
                 Step::Restore(i) => {
                     if let Some((name, bytes)) = kept.get(i) {
-                        machine.restore_snapshot(name).unwrap();
+                        machine.restore_snapshot(name, false).unwrap();
                         model.clone_from(bytes);
                     }
                 }
@@ -123,7 +124,7 @@ proptest! {
             prop_assert_eq!(&library.load("a").unwrap(), &machine);
         }
         for (name, bytes) in &kept {
-            machine.restore_snapshot(name).unwrap();
+            machine.restore_snapshot(name, false).unwrap();
             prop_assert!(&read(&top(&machine)) == bytes, "{}", name);
         }
         for (name, _) in kept {
@@ -211,15 +212,15 @@ fn going_back_puts_the_present_on_the_timeline() {
     write(&top(&machine), 0, &[2; 512]);
     machine.timeline = Some(Timeline::default());
     library.save(&machine).unwrap();
-    machine.restore_snapshot("s").unwrap();
+    machine.restore_snapshot("s", false).unwrap();
     assert_eq!((read(&top(&machine))[0], machine.timeline), (1, Some(Timeline::default())));
     let [point] = &machine.timeline_points().unwrap()[..] else { panic!("one point") };
     assert!(!point.running && point.name.is_empty());
     // It is no snapshot, and is meant by the beginning of its id.
     assert_eq!(machine.snapshots().unwrap().len(), 1);
     assert!(machine.snapshots().unwrap()[0].is_present);
-    assert!(machine.restore_snapshot(&point.id[..3]).is_err());
-    machine.restore_snapshot(&point.id[..8]).unwrap();
+    assert!(machine.restore_snapshot(&point.id[..3], false).is_err());
+    machine.restore_snapshot(&point.id[..8], false).unwrap();
     assert_eq!(read(&top(&machine))[0], 2);
     // A snapshot that comes after a checkpoint is shown after the snapshot before that.
     machine.take_snapshot("t", "").unwrap();
@@ -282,7 +283,7 @@ fn a_timeline_without_space_keeps_its_newest_point() {
     let mut bytes = std::collections::BTreeMap::new();
     for byte in 1..=3 {
         write(&top(&machine), 0, &[byte; 512]);
-        machine.restore_snapshot("s").unwrap();
+        machine.restore_snapshot("s", false).unwrap();
         let points = machine.timeline_points().unwrap();
         bytes.extend(
             points.into_iter().filter(|point| !bytes.contains_key(&point.id)).map(|p| (p.id, byte)).collect::<Vec<_>>(),
@@ -293,7 +294,7 @@ fn a_timeline_without_space_keeps_its_newest_point() {
     machine.thin_timeline(Timeline { minutes: 1, space_mib: 0 }, None, &mut |_, _| true).unwrap();
     assert_eq!(machine.timeline_points().unwrap().iter().map(|p| &p.id).collect::<Vec<_>>(), [&newest.id]);
     assert_eq!(machine.snapshots().unwrap().len(), 1);
-    machine.restore_snapshot(&newest.id).unwrap();
+    machine.restore_snapshot(&newest.id, false).unwrap();
     assert_eq!(read(&top(&machine))[0], bytes[&newest.id]);
 }
 
@@ -318,4 +319,24 @@ fn a_run_without_saving_has_files_of_its_own_and_leaves_none() {
     assert_eq!(read(&unsaved.config.disks[0].path)[0], 1);
     drop(unsaved);
     assert!(!machine.folder().join("unsaved").exists());
+}
+
+#[test]
+fn what_a_machine_with_a_timeline_was_suspended_in_stays_there_when_it_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, mut machine) = machine_with_disk(dir.path());
+    machine.timeline = Some(Timeline::default());
+    write(&top(&machine), 0, &[1; 512]);
+    let about = machine.about_now(Kind::Suspended).unwrap();
+    let draft = machine.checkpoints().store().begin("aaaa").unwrap();
+    draft.add(ABOUT, &about.text()).unwrap();
+    draft.write_off(&machine.resolved()).unwrap();
+    assert_eq!(machine.goes_on_from().unwrap().as_deref(), Some("aaaa"));
+    machine.keep_suspended().unwrap();
+    assert_eq!((machine.goes_on_from().unwrap(), machine.present.as_deref()), (None, Some("aaaa")));
+    // What is written from now on is not written to it.
+    write(&top(&machine), 0, &[2; 512]);
+    let [point] = &machine.timeline_points().unwrap()[..] else { panic!("one point") };
+    machine.restore_snapshot(&point.id, true).unwrap();
+    assert_eq!(read(&top(&machine))[0], 1);
 }

@@ -19,6 +19,7 @@ pub mod checkpoints;
 mod copies;
 pub mod detect;
 pub mod diff;
+mod disks;
 pub(crate) mod files;
 pub mod firmware;
 mod layers;
@@ -50,6 +51,7 @@ use vmm_core::vm::BootError;
 pub use checkpoints::{Checkpoints, Saved};
 pub use copies::CloneWish;
 pub use detect::{Medium, MediumKind, detect};
+pub use disks::DiskRefusal;
 pub use files::random_hex;
 pub use firmware::{Firmware, UefiSupport};
 pub use layers::DiskImageError;
@@ -152,6 +154,9 @@ pub enum LibraryError {
     /// A disk's image can't be used.
     #[error(transparent)]
     Image(#[from] DiskImageError),
+    /// Something is not done to a disk.
+    #[error(transparent)]
+    Disk(#[from] DiskRefusal),
     /// The machine that runs refuses it.
     #[error(transparent)]
     Machine(vmm_core::vm::CommandError),

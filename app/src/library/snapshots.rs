@@ -184,6 +184,18 @@ impl Machine {
         Ok(id)
     }
 
+    /// Takes a checkpoint of the timeline, if it has one, of what it is now: something is about to be done that loses that. What it
+    /// is suspended in needs none. The caller has the lock of the machine, which is off.
+    ///
+    /// # Errors
+    /// A disk can't be part of it, or the host has no room. The machine is what it was then.
+    pub(crate) fn keep_on_timeline(&mut self) -> Result<(), LibraryError> {
+        if self.timeline.is_some() && self.goes_on_from()?.is_none() {
+            self.take_at_rest(&self.about_now(Kind::Timeline)?)?;
+        }
+        Ok(())
+    }
+
     /// Does what is left to be done where an operation was interrupted. The caller has the lock of the machine, which is off.
     ///
     /// # Errors
@@ -216,12 +228,12 @@ impl Machine {
         }
     }
 
-    /// Goes back to a snapshot: what the machine is now is given up, but for its name; one with a timeline keeps it there. Its next
-    /// start goes on from there. The caller has its lock.
+    /// Goes back to a snapshot: what the machine is now is given up, but for its name; one with a timeline keeps it there, unless
+    /// it `is_kept` already. Its next start goes on from there. The caller has its lock.
     ///
     /// # Errors
     /// The snapshot can't be used, or the host has no room. The machine is what it was then.
-    pub fn restore_snapshot(&mut self, wanted: &str) -> Result<(), LibraryError> {
+    pub fn restore_snapshot(&mut self, wanted: &str, is_kept: bool) -> Result<(), LibraryError> {
         self.finish_what_was_begun()?;
         let saved = self.snapshot(wanted)?;
         let checkpoints = self.checkpoints();
@@ -229,8 +241,8 @@ impl Machine {
         // What can't be read is found before anything is given up.
         checkpoints.store().load(&saved.id)?;
         let mut then = saved.machine(self)?;
-        if self.timeline.is_some() && self.goes_on_from()?.is_none() {
-            self.take_at_rest(&self.about_now(Kind::Timeline)?)?;
+        if !is_kept {
+            self.keep_on_timeline()?;
         }
         (then.id, then.name, then.created) = (self.id.clone(), self.name.clone(), self.created);
         then.timeline = self.timeline;

@@ -4,12 +4,14 @@ use std::path::PathBuf;
 
 use egui::{Key, KeyboardShortcut, Modifiers};
 use serde::{Deserialize, Serialize};
+use vmm_core::backend::disk::Format;
 use vmm_core::config::VmConfig;
 
-use super::model::{Check, Failure, Log, Machine, Model, Picture, Snapshots, State};
+use super::model::{Check, Failure, ImageFacts, Log, Machine, Model, Picture, Snapshots, State};
 use super::picker::Entry;
 use super::state::{Page, Tab, ViewState};
-use crate::jobs::{Job, Present};
+use crate::jobs::disks::Size;
+use crate::jobs::{Disk, First, Job, Present};
 use crate::library::{HostLimits, Medium, NewMachine, Timeline, Trashed};
 use crate::theme::{Appearance, icon};
 
@@ -47,6 +49,8 @@ pub enum Action {
     Restore(Trashed),
     /// Close the failure of this number.
     Dismiss(usize),
+    /// Close it and do what it offers.
+    Accept(usize),
     /// Close the notice of this number.
     DismissToast(u64),
     /// The picker wants another folder's files.
@@ -67,6 +71,14 @@ pub enum Action {
     AskClone(String),
     /// Ask whether a snapshot of the selected machine is to go.
     AskDeleteSnapshot(String),
+    /// Ask how large a disk is to be.
+    AskGrow(Disk),
+    /// Ask whether a disk of a machine, from 0, is to have another format.
+    AskSwitch(String, usize, Format),
+    /// Ask where a copy of an image is to go.
+    AskConvert(PathBuf),
+    /// See what an image is, for the dialog that is open.
+    LookAtImage(PathBuf),
     /// Close the dialog and have this done.
     Answer(Request),
     /// Give a job up.
@@ -109,6 +121,8 @@ pub enum Purpose {
     Kernel,
     /// Its initial RAM disk.
     Initrd,
+    /// A disk image to look at.
+    Image,
 }
 
 impl Purpose {
@@ -117,7 +131,7 @@ impl Purpose {
         match self {
             Purpose::Open => "Open a file",
             Purpose::Medium(_) => "Choose a CD or DVD image",
-            Purpose::Disk(_) => "Choose a disk image",
+            Purpose::Disk(_) | Purpose::Image => "Choose a disk image",
             Purpose::Kernel => "Choose a kernel",
             Purpose::Initrd => "Choose an initial RAM disk",
         }
@@ -141,10 +155,12 @@ impl Default for Settings {
 }
 
 /// What the manager asks of its workers. Each is one call of a function that the command line calls too.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
     /// A power verb.
     Power(String, Power),
+    /// One that loses something, though the machine's timeline could not keep that.
+    LoseAnyway(String, Power),
     /// Bring its window to the front.
     ShowConsole(String),
     /// Make a machine.
@@ -217,8 +233,29 @@ pub enum Request {
     },
     /// Keep a machine's timeline like this, or none.
     SetTimeline(String, Option<Timeline>),
+    /// See what an image is.
+    LookAtImage(PathBuf),
+    /// Do something to an image.
+    Disk(Disk, DiskWork),
     /// Give a job up.
     Cancel(u64),
+}
+
+/// What is done to an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskWork {
+    /// It is made larger.
+    Grow(Size, First),
+    /// The host gets back what it does not need.
+    Compact,
+    /// Its tables are looked through.
+    Check,
+    /// They are put right.
+    Repair,
+    /// It is copied to a file.
+    Convert(PathBuf, Format),
+    /// A machine's disk has this format from now on.
+    Switch(Format),
 }
 
 /// A snapshot, for what is done and for what is said of it.
@@ -252,6 +289,8 @@ pub enum Update {
     Picture(Picture),
     /// What the host can give, and what is wrong with it.
     Host(HostLimits, Vec<Check>),
+    /// What a disk image is.
+    Image(PathBuf, Result<ImageFacts, Failure>),
     /// What a file is, and the machine that most people want from it.
     Inspected(PathBuf, Result<(Medium, NewMachine), Failure>),
     /// A folder's files.
@@ -349,6 +388,8 @@ pub enum Command {
     Delete,
     /// Look again at what the host can do.
     CheckHost,
+    /// Look at a disk image, and do something to it.
+    DiskImages,
     /// What goes on and what has ended.
     Jobs,
     /// All keys.
@@ -361,7 +402,7 @@ const CTRL: Modifiers = Modifiers::COMMAND;
 
 impl Command {
     /// Every command, in the order of the menus.
-    pub const ALL: [Command; 31] = {
+    pub const ALL: [Command; 32] = {
         use Command as C;
         [
             C::New,
@@ -392,6 +433,7 @@ impl Command {
             C::Rename,
             C::Delete,
             C::CheckHost,
+            C::DiskImages,
             C::Jobs,
             C::Keys,
             C::About,
@@ -429,6 +471,7 @@ impl Command {
             Command::Rename => "Rename…",
             Command::Delete => "Move to trash",
             Command::CheckHost => "Check this host",
+            Command::DiskImages => "Disk images…",
             Command::Jobs => "Jobs",
             Command::Keys => "Keys",
             Command::About => "About Orangery",
@@ -460,6 +503,7 @@ impl Command {
             Command::Rename => icon::RENAME,
             Command::Delete => icon::TRASH,
             Command::CheckHost => icon::GOOD,
+            Command::DiskImages => icon::DISK,
             Command::Jobs => icon::JOBS,
             Command::Keys => icon::KEYS,
             Command::About => icon::INFO,
@@ -565,6 +609,17 @@ pub fn change_refusal(model: &Model, machine: &Machine) -> Option<&'static str> 
         State::Starting => Some("It is still starting"),
         State::Unresponsive => Some("Its process does not answer"),
         State::Stopped | State::Suspended | State::Running | State::Paused => None,
+    }
+}
+
+/// Why nothing can be done to the machine's disks now; `None` when it can.
+pub fn disk_refusal(model: &Model, machine: &Machine) -> Option<&'static str> {
+    match machine.state {
+        state if state.is_alive() => Some("Stop it first"),
+        State::Suspended => {
+            Some("It is suspended, and goes on with its disks as they are: resume it, and shut it down")
+        }
+        _ => change_refusal(model, machine),
     }
 }
 

@@ -8,6 +8,7 @@
 //! [`Update`] with a request to repaint.
 
 mod action;
+mod disks;
 mod model;
 mod picker;
 mod service;
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
 
 use egui::{Context, Ui};
+use vmm_core::backend::disk::Format;
 use vmm_core::config::{Boot, DiskConfig};
 
 pub use self::action::Settings;
@@ -31,8 +33,9 @@ use self::model::{Failure, Model, Picture};
 use self::picker::{Outcome, Picker};
 pub use self::settings::load as kept_settings;
 pub(crate) use self::snapshots::picture as snapshot_picture;
-use self::state::{Copy, Dialog, Draft, Page, Return, Tab, ViewState, Words, free_name};
+use self::state::{Copy, Dialog, Draft, Image, Page, Return, Tab, ViewState, Words, free_name};
 use self::views::{Pictures, View};
+use crate::jobs::Disk;
 use crate::library::NewDisk;
 use crate::theme::{self, Appearance, Tone, tokens};
 
@@ -332,6 +335,13 @@ impl Manager {
                     self.begin_draft(file);
                 }
             }
+            Update::Image(path, found) => {
+                if let Some(Dialog::Image(Image { looked: Some((looked, facts)), .. })) = &mut self.state.dialog
+                    && *looked == path
+                {
+                    *facts = Some(found);
+                }
+            }
             Update::Inspected(path, found) => {
                 let names = self.model.names();
                 if let Some(draft) = &mut self.state.draft {
@@ -493,6 +503,13 @@ impl Manager {
                     self.state.failures.remove(index);
                 }
             }
+            Action::Accept(index) => {
+                if index < self.state.failures.len()
+                    && let Some(offer) = self.state.failures.remove(index).offer
+                {
+                    (self.send)(offer.request);
+                }
+            }
             Action::DismissToast(id) => self.state.toasts.retain(|toast| toast.id != id),
             Action::List(folder) => (self.send)(Request::List(folder)),
             Action::AskResetVariables(name) => self.state.dialog = Some(Dialog::ResetVariables(name)),
@@ -534,6 +551,14 @@ impl Manager {
             Action::AskDeleteSnapshot(id) => {
                 self.ask_about(id, |_, machine, _, one| Dialog::DeleteSnapshot(machine.name.clone(), one.id.clone()));
             }
+            Action::AskGrow(disk) => self.ask_grow(disk),
+            Action::AskSwitch(machine, disk, format) => self.state.dialog = Some(Dialog::Switch(machine, disk, format)),
+            Action::AskConvert(from) => {
+                let format = Format::Qcow2;
+                let to = from.with_extension(format.name()).display().to_string();
+                self.state.dialog = Some(Dialog::Convert(from, to, format));
+            }
+            Action::LookAtImage(path) => self.look_at_image(path),
             Action::Answer(request) => {
                 self.state.dialog = None;
                 (self.send)(request);
@@ -568,6 +593,34 @@ impl Manager {
         {
             self.state.dialog = Some(dialog(&self.model, machine, snapshots, one));
         }
+    }
+
+    fn look_at_image(&mut self, path: PathBuf) {
+        let typed = path.display().to_string();
+        self.state.dialog = Some(Dialog::Image(Image { typed, looked: Some((path.clone(), None)) }));
+        (self.send)(Request::LookAtImage(path));
+    }
+
+    fn ask_grow(&mut self, disk: Disk) {
+        let (name, now, kept) = match &disk {
+            Disk::Of { machine, disk } => {
+                let Some(found) = self.model.machine(machine) else { return };
+                let Some(Ok(sizes)) = found.disks.get(*disk).map(|disk| &disk.sizes) else { return };
+                (format!("disk {} of {machine}", disk + 1), sizes.guest, found.has_timeline)
+            }
+            Disk::File(path) => {
+                let Some(Dialog::Image(Image { looked: Some((looked, Some(Ok(facts)))), .. })) = &self.state.dialog
+                else {
+                    return;
+                };
+                if looked != path {
+                    return;
+                }
+                (views::file_name(path), facts.sizes.guest, false)
+            }
+        };
+        let typed = crate::library::size::human(now);
+        self.state.dialog = Some(Dialog::Grow { disk, name, now, typed, kept });
     }
 
     fn command(&mut self, command: Command) {
@@ -616,6 +669,7 @@ impl Manager {
                     self.state.dialog = Some(Dialog::Timeline(name, plan.is_some(), plan.unwrap_or_default()));
                 }
             }
+            Command::DiskImages => self.state.dialog = Some(Dialog::Image(Image::default())),
             Command::Jobs => self.state.dialog = Some(Dialog::Jobs),
             Command::Settings => self.show(Tab::Hardware),
             Command::CheckHost => (self.send)(Request::CheckHost { tell: true }),
@@ -719,6 +773,9 @@ impl Manager {
         if let Some(folder) = path.parent().filter(|folder| *folder != Path::new("")) {
             self.folder = folder.to_path_buf();
         }
+        if purpose == Purpose::Image {
+            return self.look_at_image(path);
+        }
         let making = self.state.page == Page::New;
         let draft = self.state.draft.as_mut().filter(|_| making);
         let edit = self.state.edit.as_mut().filter(|_| !making);
@@ -743,9 +800,10 @@ impl Manager {
                     return;
                 }
                 Purpose::Kernel | Purpose::Initrd => Some(&mut draft.new.boot),
+                Purpose::Image => None,
             },
             (None, Some(edit)) if purpose != Purpose::Open => match purpose {
-                Purpose::Open => None,
+                Purpose::Open | Purpose::Image => None,
                 Purpose::Medium(drive) => return self.change_medium(drive, Some(path)),
                 Purpose::Disk(index) => {
                     match edit.config.disks.get_mut(index) {

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use egui::Color32;
 use vmm_core::config::VmConfig;
 
+use super::action::Request;
 use super::tree::{self, Row};
 use crate::jobs::Job;
-use crate::library::{HostLimits, Timeline};
+use crate::library::{HostLimits, Timeline, size::human};
 use crate::theme::{Shape, Tokens};
 
 /// Everything that the workers know.
@@ -53,6 +54,8 @@ pub struct Machine {
     pub drives: Option<Vec<Option<PathBuf>>>,
     /// What went wrong while it ran, the last thing.
     pub problem: Option<String>,
+    /// It has a timeline: what is lost is kept there first.
+    pub has_timeline: bool,
 }
 
 /// What a machine is doing.
@@ -127,8 +130,46 @@ impl State {
 pub struct DiskFacts {
     /// The image.
     pub path: PathBuf,
-    /// What the guest sees and what the image holds on the host, bytes; or why that can't be told.
-    pub sizes: Result<(u64, u64), String>,
+    /// How large it is; or why that can't be told.
+    pub sizes: Result<DiskSizes, String>,
+}
+
+/// How large a disk is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskSizes {
+    /// The name of its image's format.
+    pub format: &'static str,
+    /// What the guest sees, bytes.
+    pub guest: u64,
+    /// What its own image takes on the host, bytes.
+    pub host: u64,
+    /// What the images take that it stands on: its snapshots, and other machines perhaps, have them as well.
+    pub shared: u64,
+}
+
+impl DiskSizes {
+    /// The same in words.
+    pub fn words(&self) -> String {
+        let DiskSizes { format, guest, host, shared } = self;
+        let shared = match shared {
+            0 => String::new(),
+            shared => format!(", and {} that it shares with snapshots", human(*shared)),
+        };
+        format!("{} ({format}), {} on this host{shared}", human(*guest), human(*host))
+    }
+}
+
+/// A disk image that is looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageFacts {
+    /// How large it is.
+    pub sizes: DiskSizes,
+    /// A machine can use it as it is.
+    pub is_usable: bool,
+    /// The images that it stands on.
+    pub below: Vec<PathBuf>,
+    /// What is wrong with it, each in a sentence.
+    pub problems: Vec<String>,
 }
 
 /// A check that failed.
@@ -155,6 +196,17 @@ pub struct Failure {
     pub cause: String,
     /// What to do next.
     pub next: Option<String>,
+    /// What a button offers to do next.
+    pub offer: Option<Box<Offer>>,
+}
+
+/// What can be done about something that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// What the button says.
+    pub label: &'static str,
+    /// What it asks for.
+    pub request: Request,
 }
 
 /// The end of a log.

@@ -18,11 +18,12 @@ use egui::ColorImage;
 use vmm_core::base::explain;
 
 use super::action::{Power, Purpose, Request, Update, Watch};
-use super::model::{Check, DiskFacts, Failure, Log, Machine, Picture, State};
+use super::disks::{self, Looked};
+use super::model::{Check, Failure, Log, Machine, Offer, Picture, State};
 use super::picker::Entry;
 use super::{Send, settings, snapshots};
 use crate::control::{self, Client, ControlError, protocol};
-use crate::jobs::{About, End, JobError, Jobs, Progress, verbs};
+use crate::jobs::{About, End, First, JobError, Jobs, Present, Progress, verbs};
 use crate::library::{self, CloneWish, HostLimits, Library, Outcome, Trashed, preflight, size};
 use crate::session::{self, Manner};
 
@@ -47,13 +48,13 @@ const MAX_ENTRIES: usize = 20_000;
 
 /// Tells the manager's window.
 #[derive(Clone)]
-struct Tell {
+pub(super) struct Tell {
     updates: Sender<Update>,
     wake: Arc<dyn Fn() + std::marker::Send + Sync>,
 }
 
 impl Tell {
-    fn say(&self, update: Update) {
+    pub fn say(&self, update: Update) {
         // A window that is gone needs no news.
         if self.updates.send(update).is_ok() {
             (self.wake)();
@@ -62,9 +63,9 @@ impl Tell {
 }
 
 /// What the workers share.
-struct Shared {
+pub(super) struct Shared {
     library: Library,
-    tell: Tell,
+    pub tell: Tell,
     watch: Mutex<Watch>,
     /// How the running machines are, by id.
     live: Mutex<HashMap<String, Live>>,
@@ -142,6 +143,7 @@ fn dispatch(shared: &Arc<Shared>, request: Request) {
             what: "The host is out of threads".into(),
             cause: error.to_string(),
             next,
+            offer: None,
         }));
     }
 }
@@ -152,7 +154,7 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 /// With a capital at its start and a full stop at its end.
-fn sentence(text: &str) -> String {
+pub(super) fn sentence(text: &str) -> String {
     let text = text.trim();
     let mut letters = text.chars();
     let Some(first) = letters.next() else { return String::new() };
@@ -161,35 +163,39 @@ fn sentence(text: &str) -> String {
 }
 
 pub(super) fn failure(what: String, error: &(dyn std::error::Error + 'static), next: Option<&str>) -> Failure {
-    Failure { what, cause: chain(error), next: next.map(Into::into) }
+    Failure { what, cause: chain(error), next: next.map(Into::into), offer: None }
 }
 
 /// A request that takes time.
-struct Work {
-    /// The machine it is done to.
-    machine: String,
+pub(super) struct Work {
+    /// The machine, or the image by its path, that it is done to.
+    pub machine: String,
     /// What it does, like `Taking the snapshot “one” of Debian`.
-    what: String,
+    pub what: String,
     /// What is said when it is done, if anything is.
-    done: Option<String>,
+    pub done: Option<String>,
     /// What is said when it is not.
-    failed: String,
+    pub failed: String,
     /// What is said when it was given up, where that left something.
-    cancelled: Option<String>,
-    can_cancel: bool,
-    work: Box<Do>,
+    pub cancelled: Option<String>,
+    pub can_cancel: bool,
+    /// What does it all the same, where a timeline could not keep first what it loses.
+    pub anyway: Option<Offer>,
+    pub work: Box<Do>,
 }
 
 /// The work itself.
-type Do = dyn FnOnce(&Library, Progress<'_>) -> Result<(), WorkError> + std::marker::Send;
+pub(super) type Do = dyn FnOnce(&Library, Progress<'_>) -> Result<(), WorkError> + std::marker::Send;
 
 /// Begins a job. Its end is told when it comes.
-fn begin(shared: &Arc<Shared>, work: Work) {
-    let Work { machine, what, done, failed, cancelled, can_cancel, work } = work;
+pub(super) fn begin(shared: &Arc<Shared>, work: Work) {
+    let Work { machine, what, done, failed, cancelled, can_cancel, anyway, work } = work;
     let logs = shared.library.load(&machine).ok().map(|machine| machine.logs());
     let about = About { machine, what: what.clone(), logs, can_cancel };
     let worker = Arc::clone(shared);
     let headline = failed.clone();
+    // What waits for nobody can be done beside another job, too.
+    let beside = anyway.clone().filter(|offer| matches!(offer.request, Request::LoseAnyway(..)));
     let started = shared.jobs.start(about, move |progress| {
         let end = match work(&worker.library, progress) {
             Ok(()) => {
@@ -204,7 +210,9 @@ fn begin(shared: &Arc<Shared>, work: Work) {
                 End::Cancelled
             }
             Err(error) => {
-                worker.tell.say(failure(failed, &error, None).into());
+                let offer = anyway.filter(|_| matches!(error, WorkError::Job(JobError::NoCheckpoint { .. })));
+                let failure = failure(failed, &error, None);
+                worker.tell.say(Failure { offer: offer.map(Box::new), ..failure }.into());
                 End::Failed(explain(&error))
             }
         };
@@ -212,13 +220,14 @@ fn begin(shared: &Arc<Shared>, work: Work) {
         end
     });
     if let Err(error) = started {
-        shared.tell.say(failure(headline, &error, None).into());
+        let failure = failure(headline, &error, None);
+        shared.tell.say(Failure { offer: beside.map(Box::new), ..failure }.into());
     }
 }
 
 /// Why a job came to nothing.
 #[derive(Debug, thiserror::Error)]
-enum WorkError {
+pub(super) enum WorkError {
     #[error(transparent)]
     Job(#[from] JobError),
     #[error("all is done, but it was not started")]
@@ -242,6 +251,7 @@ fn perform(shared: &Arc<Shared>, request: Request) {
                 done: None,
                 failed: format!("{name} was not suspended"),
                 cancelled: None,
+                anyway: None,
                 can_cancel: true,
                 machine: name.clone(),
                 work: Box::new(move |library, progress| Ok(verbs::suspend(library, &name, progress).map(drop)?)),
@@ -254,6 +264,7 @@ fn perform(shared: &Arc<Shared>, request: Request) {
                 done: Some(format!("Took the snapshot “{snapshot}” of {name}")),
                 failed: format!("The snapshot “{snapshot}” of {name} was not taken"),
                 cancelled: None,
+                anyway: None,
                 can_cancel: true,
                 machine: name.clone(),
                 work: Box::new(move |library, progress| {
@@ -262,6 +273,12 @@ fn perform(shared: &Arc<Shared>, request: Request) {
             },
         ),
         Request::RestoreSnapshot { machine: name, snapshot, present, start } => {
+            let again = Request::RestoreSnapshot {
+                machine: name.clone(),
+                snapshot: snapshot.clone(),
+                present: Present { first: First::Lose, ..present.clone() },
+                start,
+            };
             let headless = lock(&shared.live).values().any(|live| live.name == name && live.headless);
             begin(
                 shared,
@@ -270,6 +287,7 @@ fn perform(shared: &Arc<Shared>, request: Request) {
                     done: Some(format!("{name} is back at “{}”", snapshot.name)),
                     failed: format!("{name} did not go back to “{}”", snapshot.name),
                     cancelled: None,
+                    anyway: Some(Offer { label: "Restore all the same", request: again }),
                     // What loses something has begun by the time that a person would see it.
                     can_cancel: present.keep.is_some(),
                     machine: name.clone(),
@@ -295,6 +313,7 @@ fn perform(shared: &Arc<Shared>, request: Request) {
                     "“{}” of {name} is deleted; its disks are merged the next time",
                     snapshot.name
                 )),
+                anyway: None,
                 can_cancel: true,
                 machine: name.clone(),
                 work: Box::new(move |library, progress| {
@@ -312,6 +331,7 @@ fn perform(shared: &Arc<Shared>, request: Request) {
                 done: Some(format!("Made {new}")),
                 failed: format!("{new} was not made"),
                 cancelled: None,
+                anyway: None,
                 can_cancel: full,
                 machine: name.clone(),
                 work: Box::new(move |library, progress| {
@@ -336,6 +356,7 @@ fn perform(shared: &Arc<Shared>, request: Request) {
                 done: Some(format!("{fork} goes on from this moment of {name}")),
                 failed: format!("{name} was not forked"),
                 cancelled: None,
+                anyway: None,
                 can_cancel: false,
                 machine: name.clone(),
                 work: Box::new(move |library, progress| Ok(verbs::fork(library, &name, &fork, progress).map(drop)?)),
@@ -347,6 +368,36 @@ fn perform(shared: &Arc<Shared>, request: Request) {
                 tell(failure(what, &error, None).into());
             }
         }
+        Request::Power(name, verb @ (Power::Off | Power::Reset)) if has_timeline(library, &name) => {
+            let (doing, not_done, label) = match verb {
+                Power::Reset => ("Resetting", "was not reset", "Reset it all the same"),
+                _ => ("Powering off", "was not powered off", "Power off all the same"),
+            };
+            begin(
+                shared,
+                Work {
+                    what: format!("{doing} {name}"),
+                    done: None,
+                    failed: format!("{name} {not_done}"),
+                    cancelled: None,
+                    anyway: Some(Offer { label, request: Request::LoseAnyway(name.clone(), verb) }),
+                    can_cancel: true,
+                    machine: name.clone(),
+                    work: Box::new(move |library, progress| Ok(lose(library, &name, verb, First::Keep, progress)?)),
+                },
+            );
+        }
+        Request::LoseAnyway(name, verb) => {
+            if let Err(error) = lose(library, &name, verb, First::Lose, &mut |_, _| true) {
+                let what = if verb == Power::Reset { "was not reset" } else { "was not powered off" };
+                tell(failure(format!("{name} {what}"), &error, None).into());
+            }
+        }
+        Request::LookAtImage(path) => {
+            let facts = disks::look_at(&path);
+            tell(Update::Image(path, facts));
+        }
+        Request::Disk(disk, work) => disks::perform(shared, disk, work),
         Request::Power(name, verb) => {
             if let Err(failure) = power(library, &name, verb) {
                 tell(failure.into());
@@ -495,29 +546,31 @@ fn power(library: &Library, name: &str, verb: Power) -> Result<(), Failure> {
             };
         }
         Power::Resume if !is_held(library, name) => return power(library, name, Power::Start),
-        Power::Off if !is_held(library, name) => {
-            let discarded = library.load(name).and_then(|mut machine| {
-                let _lock = machine.lock()?;
-                machine.discard_suspended()
-            });
-            return discarded.map_err(|error| failure(format!("{name} was not powered off"), &error, None));
+        Power::Off | Power::Reset => {
+            let what = if verb == Power::Reset { "was not reset" } else { "was not powered off" };
+            let lost = lose(library, name, verb, First::Keep, &mut |_, _| true);
+            return lost.map_err(|error| failure(format!("{name} {what}"), &error, None));
         }
         // A job, see `perform`.
         Power::Suspend => ("was not suspended", protocol::Request::Suspend),
         Power::ShutDown => ("was not asked to shut down", protocol::Request::ShutDown),
-        Power::Off => ("was not powered off", protocol::Request::PowerOff),
-        Power::Reset => ("was not reset", protocol::Request::Reset),
         Power::Pause => ("was not paused", protocol::Request::Pause),
         Power::Resume => ("was not resumed", protocol::Request::Resume),
     };
-    let asked = match (ask(library, name, &request), verb) {
-        // Pulling the plug needs nobody's answer.
-        (Err(AskError::Control(_)), Power::Off) => {
-            library.load(name).and_then(|machine| machine.end_holder()).map_err(Into::into)
-        }
-        (asked, _) => asked,
-    };
-    asked.map_err(|error| failure(format!("{name} {what}"), &error, None))
+    ask(library, name, &request).map_err(|error| failure(format!("{name} {what}"), &error, None))
+}
+
+/// Pulls a machine's plug, or presses its reset button.
+fn lose(library: &Library, name: &str, verb: Power, first: First, progress: Progress<'_>) -> Result<(), JobError> {
+    match verb {
+        Power::Reset => verbs::reset(library, name, first, progress),
+        _ => verbs::power_off(library, name, first, progress),
+    }
+    .map(drop)
+}
+
+fn has_timeline(library: &Library, name: &str) -> bool {
+    library.load(name).is_ok_and(|machine| machine.timeline.is_some())
 }
 
 /// Moves a machine to the trash; the answer says what it held.
@@ -569,6 +622,7 @@ fn watch_library(shared: &Arc<Shared>, kicked: &Receiver<()>) {
     let mut failed: Option<Failure> = None;
     let mut last_log = None;
     let mut last_snapshots = None;
+    let mut looked = Looked::default();
     // The snapshots whose pictures the window has.
     let mut pictured: HashSet<String> = HashSet::new();
     loop {
@@ -576,7 +630,8 @@ fn watch_library(shared: &Arc<Shared>, kicked: &Receiver<()>) {
             Ok(entries) => {
                 failed = None;
                 let machines: Vec<Machine> =
-                    entries.into_iter().map(|entry| look_at(shared, entry, &mut followers)).collect();
+                    entries.into_iter().map(|entry| look_at(shared, entry, &mut followers, &mut looked)).collect();
+                looked.keep(machines.iter().flat_map(|machine| &machine.disks).map(|disk| &disk.path));
                 if last.as_ref() != Some(&machines) {
                     shared.tell.say(Update::Machines(Ok(machines.clone())));
                     last = Some(machines);
@@ -629,7 +684,12 @@ fn watch_library(shared: &Arc<Shared>, kicked: &Receiver<()>) {
 }
 
 /// A machine as it is now; starts and ends the thread that follows it.
-fn look_at(shared: &Arc<Shared>, entry: library::Entry, followers: &mut HashMap<String, Sender<()>>) -> Machine {
+fn look_at(
+    shared: &Arc<Shared>,
+    entry: library::Entry,
+    followers: &mut HashMap<String, Sender<()>>,
+    looked: &mut Looked,
+) -> Machine {
     let name = entry.name();
     let kept = match entry.machine {
         Ok(kept) => kept,
@@ -644,6 +704,7 @@ fn look_at(shared: &Arc<Shared>, entry: library::Entry, followers: &mut HashMap<
                 without_saving: false,
                 drives: None,
                 problem: None,
+                has_timeline: false,
             };
         }
     };
@@ -671,7 +732,7 @@ fn look_at(shared: &Arc<Shared>, entry: library::Entry, followers: &mut HashMap<
         problem: None,
     });
     let config = kept.resolved();
-    let disks = config.disks.iter().map(|disk| disk_facts(&disk.path)).collect();
+    let disks = config.disks.iter().map(|disk| looked.look(&disk.path)).collect();
     Machine {
         name,
         folder: kept.folder().to_path_buf(),
@@ -682,6 +743,7 @@ fn look_at(shared: &Arc<Shared>, entry: library::Entry, followers: &mut HashMap<
         without_saving: live.without_saving,
         drives: live.drives,
         problem: live.problem,
+        has_timeline: kept.timeline.is_some(),
     }
 }
 
@@ -696,16 +758,6 @@ fn at_rest(machine: &library::Machine) -> State {
         control::Power::Suspended => State::Suspended,
         _ => State::Stopped,
     }
-}
-
-fn disk_facts(path: &Path) -> DiskFacts {
-    use std::os::unix::fs::MetadataExt;
-    let sizes = match std::fs::metadata(path) {
-        Ok(meta) if meta.is_file() => Ok((meta.len(), meta.blocks() * 512)),
-        Ok(_) => Err("Not a file: its size is not known".to_string()),
-        Err(error) => Err(sentence(&format!("its file can't be read: {error}"))),
-    };
-    DiskFacts { path: path.to_path_buf(), sizes }
 }
 
 /// Follows a running machine until nobody holds it any more.
@@ -893,5 +945,79 @@ mod tests {
         let error = library::Library::open("/proc/nowhere").unwrap_err();
         let text = chain(&error);
         assert!(text.starts_with("Could not make /proc/nowhere: ") && text.ends_with('.'), "{text}");
+    }
+
+    /// Workers over a library in a folder, with a machine that has a disk.
+    fn workers(dir: &Path) -> (Arc<Shared>, Receiver<Update>) {
+        let library = Library::open(dir).unwrap();
+        let mut new = library::NewMachine::with_defaults("a", &HostLimits::read(dir));
+        (new.memory_mib, new.disks) = (64, vec![library::NewDisk::create(1 << 20)]);
+        library.create(&new).unwrap();
+        let (updates, told) = mpsc::channel();
+        let tell = Tell { updates, wake: Arc::new(|| ()) };
+        let on = tell.clone();
+        let jobs = Jobs::new(move |jobs| on.say(Update::Jobs(jobs)));
+        let (kick, _) = mpsc::channel();
+        (Arc::new(Shared { library, tell, watch: Mutex::default(), live: Mutex::default(), kick, jobs }), told)
+    }
+
+    #[test]
+    fn settings_that_were_begun_before_a_snapshot_are_not_kept_over_what_that_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (shared, told) = workers(dir.path());
+        let begun = shared.library.load("a").unwrap().config;
+        let changed = vmm_core::config::VmConfig { memory_mib: 128, ..begun.clone() };
+        let save = |before: &vmm_core::config::VmConfig| {
+            perform(&shared, Request::Save("a".into(), changed.clone().into(), before.clone().into()));
+            told.try_iter().find(|update| matches!(update, Update::Saved(_) | Update::Failed(_))).unwrap()
+        };
+        shared.library.load("a").unwrap().take_snapshot("s", "").unwrap();
+        let now = shared.library.load("a").unwrap().config;
+        assert_ne!(now.disks, begun.disks);
+        let Update::Failed(failure) = save(&begun) else { panic!("they were kept") };
+        assert!(failure.cause.contains("changed meanwhile"), "{failure:?}");
+        assert_eq!(shared.library.load("a").unwrap().config, now);
+        // Of what it is now they are.
+        assert!(matches!(save(&now), Update::Saved(_)));
+        assert_eq!(shared.library.load("a").unwrap().config.memory_mib, 128);
+    }
+
+    #[test]
+    fn work_on_a_disk_is_a_job_that_tells_what_came_of_it() {
+        use super::super::action::DiskWork;
+        use crate::jobs::{Disk, State};
+        let dir = tempfile::tempdir().unwrap();
+        let (shared, told) = workers(dir.path());
+        let disk = || Disk::Of { machine: "a".into(), disk: 0 };
+        let run = |work: DiskWork| {
+            perform(&shared, Request::Disk(disk(), work));
+            let mut words = Vec::new();
+            // Until the last of the jobs has ended.
+            for update in &told {
+                match update {
+                    Update::Notice(text) => words.push(text),
+                    Update::Failed(failure) => words.push(failure.cause),
+                    Update::Jobs(jobs) if jobs.iter().all(|job| !job.is_running()) => {
+                        return (words.join("; "), jobs.last().unwrap().state.clone());
+                    }
+                    _ => {}
+                }
+            }
+            panic!("no end is told");
+        };
+        let grow = DiskWork::Grow("+1M".parse().unwrap(), First::Keep);
+        assert_eq!(run(grow), ("Disk 1 of a has 2 MiB now".into(), State::Done));
+        let switch = DiskWork::Switch(vmm_core::backend::disk::Format::Qcow2);
+        assert_eq!(run(switch.clone()), ("Disk 1 of a is a qcow2 image now".into(), State::Done));
+        let (words, state) = run(switch);
+        assert!(words.contains("is a qcow2 image already") && matches!(state, State::Failed(_)), "{words}");
+        assert_eq!(run(DiskWork::Check), ("Disk 1 of a is whole: nothing is wrong with it".into(), State::Done));
+        let (words, state) = run(DiskWork::Compact);
+        assert!(words.starts_with("Disk 1 of a takes ") && state == State::Done, "{words}");
+        let facts = disks::look_at(&shared.library.load("a").unwrap().disk_image(0).unwrap()).unwrap();
+        assert!((facts.sizes.format, facts.sizes.guest) == ("qcow2", 2 << 20) && facts.is_usable);
+        assert!(disks::look_at(Path::new("/nowhere")).is_err());
+        let log = std::fs::read_to_string(dir.path().join("a/logs/jobs.log")).unwrap();
+        assert!(log.contains("Growing disk 1 of a: done"), "{log}");
     }
 }

@@ -8,7 +8,7 @@ use egui_kittest::kittest::{NodeT, Queryable};
 use super::super::action::{Action, Named, Power, Request, Update, Watch};
 use super::super::model::{Failure, Snapshot, Snapshots, State};
 use super::{CTRL, Stage, machine, three};
-use crate::jobs::{self, About, Job, Present};
+use crate::jobs::{self, About, First, Job, Present};
 use crate::library::Timeline;
 
 fn snapshot(id: &str, name: &str, parent: Option<&str>, running: bool) -> Snapshot {
@@ -194,7 +194,7 @@ fn restoring_keeps_the_present_unless_told_otherwise_and_says_that_a_running_mac
     open(&mut stage);
     stage.click("Power off and restore");
     let keep = Some("Before restoring Before the upgrade".to_string());
-    assert_eq!(stage.asked(), [restore(Present { keep, power_off: true }, true)]);
+    assert_eq!(stage.asked(), [restore(Present { keep, power_off: true, first: First::Keep }, true)]);
     open(&mut stage);
     retype(&mut stage, "Name of the snapshot of the present", "Upgraded");
     assert!(is_disabled(&stage, "Power off and restore"));
@@ -202,7 +202,7 @@ fn restoring_keeps_the_present_unless_told_otherwise_and_says_that_a_running_mac
     stage.click("Start it afterwards");
     assert!(stage.shows("What the machine is now is lost."));
     stage.click("Power off and restore");
-    assert_eq!(stage.asked(), [restore(Present { keep: None, power_off: true }, false)]);
+    assert_eq!(stage.asked(), [restore(Present { keep: None, power_off: true, first: First::Keep }, false)]);
 }
 
 #[test]
@@ -215,7 +215,7 @@ fn what_a_machine_was_suspended_in_is_given_up_knowingly() {
     stage.click("Restore");
     let asked = stage.asked();
     let [Request::RestoreSnapshot { present, start: false, .. }] = asked.as_slice() else { panic!("{asked:?}") };
-    assert_eq!(*present, Present { keep: None, power_off: false });
+    assert_eq!(*present, Present { keep: None, power_off: false, first: First::Keep });
 }
 
 #[test]
@@ -285,6 +285,7 @@ fn snapshots_that_cannot_be_read_are_explained() {
         what: "The snapshots of Debian can't be read".into(),
         cause: "Permission denied.".into(),
         next: Some("Look at it.".into()),
+        offer: None,
     };
     stage.tell(Update::Snapshots(Snapshots::new("Debian".into(), Err(failure))));
     assert!(stage.shows("The snapshots of Debian can't be read") && stage.shows("Permission denied.\nLook at it."));
@@ -378,7 +379,7 @@ fn a_checkpoint_of_the_timeline_is_gone_back_to_opened_as_a_copy_and_kept() {
     stage.click("Restore");
     let asked = stage.asked();
     let [Request::RestoreSnapshot { snapshot, present, .. }] = asked.as_slice() else { panic!("{asked:?}") };
-    assert_eq!((snapshot, present), (&point(), &Present { keep: None, power_off: false }));
+    assert_eq!((snapshot, present), (&point(), &Present { keep: None, power_off: false, first: First::Keep }));
 }
 
 #[test]

@@ -2,11 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use vmm_core::backend::disk::Format;
 use vmm_core::config::{ConfigError, VmConfig};
 
 use super::action::{Power, Settings};
-use super::model::Failure;
+use super::model::{Failure, ImageFacts};
 use super::picker::Picker;
+use crate::jobs::Disk;
 use crate::library::{HostLimits, Medium, NewDisk, NewMachine, Timeline, Trashed};
 use crate::theme::Tone;
 
@@ -76,6 +78,26 @@ pub enum Dialog {
     Clone(Copy),
     /// How the machine's timeline is kept, as chosen so far.
     Timeline(String, bool, Timeline),
+    /// A disk image that is looked at.
+    Image(Image),
+    /// How large a disk is to be: which, what it is called, what it has now, what was typed, whether its timeline keeps a
+    /// checkpoint first.
+    Grow {
+        /// Which.
+        disk: Disk,
+        /// What it is called.
+        name: String,
+        /// What it has now, bytes.
+        now: u64,
+        /// What was typed.
+        typed: String,
+        /// A checkpoint is kept first.
+        kept: bool,
+    },
+    /// Where a copy of an image goes, as typed so far, and its format.
+    Convert(PathBuf, String, Format),
+    /// Whether a machine's disk, from 0, is to have this format.
+    Switch(String, usize, Format),
     /// What goes on and what has ended.
     Jobs,
     /// Jobs go on, and the window was to be closed.
@@ -89,6 +111,15 @@ pub struct Words {
     pub name: String,
     /// Its note.
     pub note: String,
+}
+
+/// A disk image, as chosen so far.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Image {
+    /// Its path, as typed.
+    pub typed: String,
+    /// The one that was looked at, and what it is; `None` inside until that is known.
+    pub looked: Option<(PathBuf, Option<Result<ImageFacts, Failure>>)>,
 }
 
 /// A clone, as chosen so far.

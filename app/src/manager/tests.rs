@@ -10,12 +10,14 @@ use egui_kittest::{Harness, Node};
 use vmm_core::config::{CdromConfig, DiskBus, DiskConfig, VmConfig};
 
 use super::action::{Power, Purpose, Request, Settings, Update, Watch};
-use super::model::{Check, DiskFacts, Failure, Log, Machine, Picture, Snapshots, State};
+use super::model::{Check, DiskFacts, DiskSizes, Failure, Log, Machine, Picture, Snapshots, State};
 use super::picker::Entry;
 use super::{Manager, tokens};
 use crate::library::{Firmware, HostLimits, Medium, MediumKind, NewDisk, Trashed, UefiSupport};
 use crate::theme::{self, Appearance};
 
+#[path = "disk_tests.rs"]
+mod disks;
 #[path = "snapshot_tests.rs"]
 mod snapshots;
 
@@ -120,11 +122,13 @@ fn config() -> VmConfig {
 fn machine(name: &str, state: State) -> Machine {
     let folder = PathBuf::from("/home/ann/machines").join(name.to_lowercase());
     let path = folder.join("disks/disk-0.img");
+    let sizes = DiskSizes { format: "raw", guest: 40 << 30, host: 3 << 30, shared: 0 };
     Machine {
         name: name.into(),
         state,
         config: Ok(config()),
-        disks: vec![DiskFacts { path, sizes: Ok((40 << 30, 3 << 30)) }],
+        disks: vec![DiskFacts { path, sizes: Ok(sizes) }],
+        has_timeline: false,
         headless: false,
         without_saving: false,
         drives: state.is_alive().then(|| vec![Some("/isos/debian-12.iso".into())]),
@@ -204,7 +208,12 @@ fn a_dropped_iso_becomes_a_machine_with_two_clicks_at_most() {
     assert!(stage.harness.get_by_label("Create and start").accesskit_node().is_disabled());
     stage.manager().perform(super::Action::Create { start: true });
     assert_eq!(stage.asked(), []);
-    let full = Failure { what: "grub could not be created".into(), cause: "The disk is full.".into(), next: None };
+    let full = Failure {
+        what: "grub could not be created".into(),
+        cause: "The disk is full.".into(),
+        next: None,
+        offer: None,
+    };
     stage.tell(Update::NotCreated(full));
     assert!(stage.shows("grub could not be created"));
     stage.click("Create and start");
@@ -216,7 +225,8 @@ fn a_file_that_is_nothing_is_explained_where_the_machine_would_be_made() {
     let mut stage = Stage::with_machines();
     stage.key(CTRL, Key::N);
     stage.manager().perform(super::Action::Picked(Purpose::Open, "/a.pdf".into()));
-    let failure = Failure { what: "Nothing can be made of a.pdf".into(), cause: "It is a PDF.".into(), next: None };
+    let failure =
+        Failure { what: "Nothing can be made of a.pdf".into(), cause: "It is a PDF.".into(), next: None, offer: None };
     stage.tell(Update::Inspected("/a.pdf".into(), Err(failure)));
     assert!(stage.shows("Nothing can be made of a.pdf") && stage.shows("It is a PDF."));
 }
@@ -444,7 +454,7 @@ fn the_firmware_is_chosen_by_the_medium_and_the_host_and_may_be_changed() {
             stage.click("Create");
             let asked = stage.asked();
             // It came to nothing, so the form can be used again.
-            let full = Failure { what: "No".into(), cause: "The disk is full.".into(), next: None };
+            let full = Failure { what: "No".into(), cause: "The disk is full.".into(), next: None, offer: None };
             stage.tell(Update::NotCreated(full));
             match asked.as_slice() {
                 [Request::Create { new, start: false }] => Firmware::of(&new.boot),
@@ -505,7 +515,7 @@ fn a_host_that_cannot_run_machines_says_why_and_how_to_mend_it() {
 fn a_failure_stays_until_it_is_closed_and_says_what_to_do_next() {
     let mut stage = Stage::with_machines();
     let next = Some("Look at its log.".to_string());
-    let failure = Failure { what: "Mint did not start".into(), cause: "The disk is in use.".into(), next };
+    let failure = Failure { what: "Mint did not start".into(), cause: "The disk is in use.".into(), next, offer: None };
     stage.tell(Update::Failed(failure.clone()));
     stage.tell(Update::Failed(failure));
     assert_eq!(stage.harness.query_all_by_label("Mint did not start").count(), 1);
@@ -623,6 +633,7 @@ fn pages() -> Vec<Page> {
             snapshots::open(stage);
             stage.tell(Update::Jobs(snapshots::jobs()));
         }),
+        ("image", disks::open_image),
         ("jobs-list", |stage| {
             snapshots::open(stage);
             stage.tell(Update::Jobs(snapshots::jobs()));

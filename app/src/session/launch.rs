@@ -122,14 +122,15 @@ pub(super) fn launch_fork(
     detach(command, &format!("{:?}", machine.name), &format!("see {}", machine.logs().display()))
 }
 
-/// Has a new process power off `machine`, which this one runs, set it back to the point `id` and start it again.
+/// Has a new process power off `machine`, which this one runs, set it back to the point `id` and start it again. What it is now is
+/// kept already.
 ///
 /// # Errors
 /// The process cannot be made.
 #[cfg(feature = "gui")]
 pub(super) fn go_back(root: &Path, machine: &Machine, id: &str) -> Result<(), LaunchError> {
     let mut command = Command::new(own_program()?);
-    command.args(["timeline", "restore", &machine.id, id, "--power-off", "--start"]);
+    command.args(["timeline", "restore", &machine.id, id, "--without-checkpoint", "--power-off", "--start"]);
     command.env(crate::library::ROOT_VARIABLE, root).current_dir(machine.folder()).stderr(errors(machine));
     command.stdin(Stdio::null()).stdout(Stdio::null());
     // SAFETY: setsid is async-signal-safe and touches no memory.

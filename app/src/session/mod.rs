@@ -15,6 +15,7 @@ mod terminal;
 mod throwaway;
 mod timeline;
 mod tpm;
+mod turns;
 #[cfg(feature = "gui")]
 mod window;
 
@@ -48,6 +49,7 @@ use hub::Hub;
 use log::Log;
 use timeline::Alarm;
 use tpm::TpmProcess;
+use turns::Turns;
 
 /// Events that wait for a slow listener before it is let go.
 const MAX_EVENTS: usize = 256;
@@ -72,8 +74,8 @@ pub struct Session {
     typing: Mutex<()>,
     /// The library that it is kept in; a throwaway machine is in none.
     library: Option<Library>,
-    /// It is saved by one at a time.
-    saving: Mutex<()>,
+    /// What is saved of it is changed by one at a time.
+    turns: Turns,
     /// It is in a library, and what happens now is not saved there.
     without_saving: bool,
     /// Wakes the thread of its timeline.
@@ -251,7 +253,7 @@ impl Session {
             raise: OnceLock::new(),
             typing: Mutex::default(),
             library,
-            saving: Mutex::default(),
+            turns: Turns::default(),
             without_saving,
             alarm: Alarm::new().map_err(host)?,
         };
@@ -366,6 +368,7 @@ impl server::Host for Session {
             | Request::TakeSnapshot { .. }
             | Request::DeleteSnapshot { .. }
             | Request::Fork { .. }
+            | Request::KeepOnTimeline
             | Request::Screenshot { .. }
             | Request::Type { .. }
             | Request::Press { .. }
@@ -380,7 +383,8 @@ impl server::Host for Session {
             Request::Suspend => self.suspend(progress),
             Request::TakeSnapshot { name, note } => self.take_snapshot(&name, &note, progress),
             Request::DeleteSnapshot { name } => self.delete_snapshot(&name, progress),
-            Request::Fork { name } => self.fork(&name),
+            Request::Fork { name } => self.fork(&name, progress),
+            Request::KeepOnTimeline => self.keep_on_timeline(progress),
             _ => Err("this is no work".into()),
         }
     }

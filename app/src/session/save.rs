@@ -1,17 +1,21 @@
 //! Saving a machine that runs, and going on with one that was saved.
 
-use std::sync::{MutexGuard, TryLockError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmm_core::base::explain;
 use vmm_core::vm::{Captured, DiskSwitch, Lifecycle, VmCommand};
 
 use super::Session;
+use super::turns::Turn;
 use crate::library::checkpoints::{ABOUT, About, Kind, SCREEN};
-use crate::library::{Checkpoints, LibraryError, Machine, Timeline, Timestamp, files};
+use crate::library::{Checkpoints, Library, LibraryError, Machine, Timeline, Timestamp, files};
 
 /// The width of the picture that is kept with a checkpoint, pixels.
 const PICTURE_WIDTH: u32 = 320;
+/// How long something waits for its turn that is done in no time: whoever asks for it hears nothing meanwhile.
+const SHORT_WAIT: Duration = Duration::from_secs(5);
+/// Seconds until the timeline looks again, when somebody else has the turn.
+const NEXT_TURN: u64 = 1;
 
 fn said(error: impl std::error::Error + 'static) -> String {
     explain(&error)
@@ -20,21 +24,36 @@ fn said(error: impl std::error::Error + 'static) -> String {
 type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> bool;
 
 impl Session {
-    /// The machine as the library has it, and the right to change what is saved of it.
-    fn kept(&self) -> Result<(Machine, MutexGuard<'_, ()>), String> {
+    /// The machine as the library has it, and the right to change what is saved of it: once others are done with that, or not
+    /// at all once `progress` says no.
+    fn kept(&self, progress: Progress<'_>) -> Result<(Machine, Turn<'_>), String> {
+        let library = self.kept_in()?;
+        let turn = self.turns.take(|| progress(0, 1)).ok_or("it was cancelled")?;
+        if self.vm.state() == Lifecycle::Stopped {
+            return Err("it has stopped".into());
+        }
+        Ok((library.load(&self.id).map_err(said)?, turn))
+    }
+
+    /// The same for what is done in no time: it waits no longer than [`SHORT_WAIT`].
+    fn kept_soon(&self) -> Result<(Machine, Turn<'_>), String> {
+        let until = Instant::now() + SHORT_WAIT;
+        let mut late = false;
+        let kept = self.kept(&mut |_, _| {
+            late = Instant::now() >= until;
+            !late
+        });
+        let busy = "something else is being done with what is saved of it; try again when that is done";
+        if late { Err(busy.into()) } else { kept }
+    }
+
+    /// The library that it is kept in.
+    fn kept_in(&self) -> Result<&Library, String> {
         let why = match self.without_saving {
             true => "it runs without saving: what happens in it is gone when it ends",
             false => "this machine is not kept: there is nowhere to save it",
         };
-        let library = self.library.as_ref().ok_or(why)?;
-        let guard = match self.saving.try_lock() {
-            Ok(guard) => guard,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => {
-                return Err("something is being done with what is saved of it already".into());
-            }
-        };
-        Ok((library.load(&self.id).map_err(said)?, guard))
+        self.library.as_ref().ok_or_else(|| why.into())
     }
 
     /// Saves the machine and ends it. If that fails, or `progress` says no, it goes on as before.
@@ -42,7 +61,7 @@ impl Session {
     /// # Errors
     /// Why not, a sentence.
     pub(super) fn suspend(&self, progress: Progress<'_>) -> Result<(), String> {
-        let (machine, _guard) = self.kept()?;
+        let (machine, _turn) = self.kept(progress)?;
         let ran = self.vm.state() == Lifecycle::Running;
         let saved = (|| {
             let about = machine.about_now(Kind::Suspended).map_err(said)?;
@@ -86,7 +105,7 @@ impl Session {
     /// # Errors
     /// Why not, a sentence. The machine runs on in any case.
     pub(super) fn take_snapshot(&self, name: &str, note: &str, progress: Progress<'_>) -> Result<(), String> {
-        let (machine, _guard) = self.kept()?;
+        let (machine, _turn) = self.kept(progress)?;
         let about = machine.about_snapshot(name, note).map_err(said)?;
         let stopped = self.take(machine, &about, progress)?;
         self.note(&format!(
@@ -126,24 +145,67 @@ impl Session {
         Ok(stopped)
     }
 
+    /// Presses the reset button, after a point of the timeline was taken, if the machine has one.
+    ///
+    /// # Errors
+    /// Why not, a sentence.
+    #[cfg(feature = "gui")]
+    pub(super) fn reset(&self, progress: Progress<'_>) -> Result<(), String> {
+        self.keep_on_timeline(progress)?;
+        self.send(VmCommand::Reset)
+    }
+
+    /// Pulls the plug, likewise.
+    ///
+    /// # Errors
+    /// Why not, a sentence.
+    #[cfg(feature = "gui")]
+    pub(super) fn power_off(&self, progress: Progress<'_>) -> Result<(), String> {
+        self.keep_on_timeline(progress)?;
+        self.send(VmCommand::PowerOff)
+    }
+
     /// Sets how the machine's timeline is kept from now on, or that it has none.
     ///
     /// # Errors
     /// Why not, a sentence.
     pub(super) fn set_timeline(&self, timeline: Option<Timeline>) -> Result<(), String> {
         timeline.map_or(Ok(()), |timeline| timeline.validate())?;
-        let (mut machine, _guard) = self.kept()?;
+        let (mut machine, _turn) = self.kept_soon()?;
         machine.timeline = timeline;
         machine.write().map_err(said)
     }
 
+    /// Takes a point of the timeline, if the machine has one: something is about to be done that loses what it is now.
+    ///
+    /// # Errors
+    /// Why it could not be taken, a sentence.
+    pub(super) fn keep_on_timeline(&self, progress: Progress<'_>) -> Result<(), String> {
+        // What is not kept loses nothing more, and one without a timeline waits for nobody.
+        let Some(library) = &self.library else { return Ok(()) };
+        if library.load(&self.id).map_err(said)?.timeline.is_none() || self.vm.state() == Lifecycle::Stopped {
+            return Ok(());
+        }
+        let (machine, _turn) = self.kept(progress)?;
+        let about = machine.about_now(Kind::Timeline).map_err(said)?;
+        let stopped = self.take(machine, &about, progress)?;
+        self.note_point(stopped);
+        Ok(())
+    }
+
+    fn note_point(&self, stopped: Duration) {
+        self.note(&format!("A checkpoint for the timeline; the guest was stopped for {} ms.", stopped.as_millis()));
+    }
+
     /// Takes the next point of the timeline if it is due, and removes those that are too many. Says in how many seconds to look
-    /// again; nothing where the machine has no timeline.
+    /// again; nothing where the machine has no timeline. While somebody else changes what is saved it only looks again soon.
     ///
     /// # Errors
     /// Why not, a sentence.
     pub(super) fn go_on_with_timeline(&self) -> Result<Option<u64>, String> {
-        let (mut machine, _guard) = self.kept()?;
+        let library = self.kept_in()?;
+        let Some(_turn) = self.turns.take_if_free() else { return Ok(Some(NEXT_TURN)) };
+        let mut machine = library.load(&self.id).map_err(said)?;
         let Some(plan) = machine.timeline else { return Ok(None) };
         let now = Timestamp::now();
         let points = machine.timeline_points().map_err(said)?;
@@ -156,8 +218,7 @@ impl Session {
         }
         let about = machine.about_now(Kind::Timeline).map_err(said)?;
         let stopped = self.take(machine.clone(), &about, &mut |_, _| !self.has_stopped())?;
-        self.note(&format!("A checkpoint for the timeline; the guest was stopped for {} ms.", stopped.as_millis()));
-        let library = self.library.as_ref().ok_or("this machine is not kept")?;
+        self.note_point(stopped);
         machine = library.load(&self.id).map_err(said)?;
         let go_on = |disks: Vec<DiskSwitch>| self.vm.switch_disks(disks).map_err(LibraryError::Machine);
         machine.thin_timeline(plan, Some(&go_on), &mut |_, _| !self.has_stopped()).map_err(said)?;
@@ -169,7 +230,7 @@ impl Session {
     /// # Errors
     /// Why not, a sentence.
     pub(super) fn delete_snapshot(&self, name: &str, progress: Progress<'_>) -> Result<(), String> {
-        let (mut machine, _guard) = self.kept()?;
+        let (mut machine, _turn) = self.kept(progress)?;
         let go_on = |disks: Vec<DiskSwitch>| self.vm.switch_disks(disks).map_err(LibraryError::Machine);
         machine.delete_snapshot(name, Some(&go_on), progress).map_err(said)?;
         self.note(&format!("Deleted the snapshot {name:?}."));
@@ -181,7 +242,7 @@ impl Session {
     /// # Errors
     /// Why not, a sentence.
     pub(super) fn describe_snapshot(&self, snapshot: &str, name: &str, note: &str) -> Result<(), String> {
-        let (machine, _guard) = self.kept()?;
+        let (machine, _turn) = self.kept_soon()?;
         machine.describe_snapshot(snapshot, name, note).map_err(said)
     }
 
@@ -189,9 +250,9 @@ impl Session {
     ///
     /// # Errors
     /// Why not, a sentence. This machine runs on in any case.
-    pub(super) fn fork(&self, name: &str) -> Result<(), String> {
-        let (machine, _guard) = self.kept()?;
-        let library = self.library.as_ref().ok_or("this machine is not kept")?;
+    pub(super) fn fork(&self, name: &str, progress: Progress<'_>) -> Result<(), String> {
+        let library = self.kept_in()?;
+        let (machine, _turn) = self.kept(progress)?;
         let id = Checkpoints::new_id().map_err(said)?;
         let overlays = machine.make_overlays(&id).map_err(said)?;
         let changed = machine.with_overlays(&overlays);
@@ -221,11 +282,11 @@ impl Session {
     /// # Errors
     /// As there.
     #[cfg(feature = "gui")]
-    pub(super) fn fork_anew(&self) -> Result<String, String> {
-        let library = self.library.as_ref().ok_or("this machine is not kept")?;
+    pub(super) fn fork_anew(&self, progress: Progress<'_>) -> Result<String, String> {
+        let library = self.kept_in()?;
         let machine = library.load(&self.id).map_err(said)?;
         let name = library.free_fork_name(&machine.name).map_err(said)?;
-        self.fork(&name)?;
+        self.fork(&name, progress)?;
         Ok(name)
     }
 
@@ -235,7 +296,7 @@ impl Session {
     /// Why they can't be read, a sentence.
     #[cfg(feature = "gui")]
     pub(super) fn past(&self) -> Result<Vec<crate::console::Point>, String> {
-        let library = self.library.as_ref().ok_or("this machine is not kept")?;
+        let library = self.kept_in()?;
         let machine = library.load(&self.id).map_err(said)?;
         let points = machine.timeline_points().map_err(said)?;
         let point = |point: crate::library::snapshots::Snapshot| crate::console::Point {
@@ -263,9 +324,9 @@ impl Session {
     /// Why not, a sentence. This machine runs on then.
     #[cfg(feature = "gui")]
     pub(super) fn go_back(&self, id: &str, progress: Progress<'_>) -> Result<(), String> {
-        let library = self.library.as_ref().ok_or("this machine is not kept")?;
+        let library = self.kept_in()?;
         let machine = {
-            let (machine, _guard) = self.kept()?;
+            let (machine, _turn) = self.kept(progress)?;
             machine.snapshot(id).map_err(said)?;
             let about = machine.about_now(Kind::Timeline).map_err(said)?;
             self.take(machine.clone(), &about, progress)?;
@@ -281,9 +342,9 @@ impl Session {
     /// Why not, a sentence.
     #[cfg(feature = "gui")]
     pub(super) fn open_copy(&self, id: &str, progress: Progress<'_>) -> Result<String, String> {
-        let library = self.library.as_ref().ok_or("this machine is not kept")?;
+        let library = self.kept_in()?;
         let made = {
-            let (mut machine, _guard) = self.kept()?;
+            let (mut machine, _turn) = self.kept(progress)?;
             let name = library.free_fork_name(&machine.name).map_err(said)?;
             let wish = crate::library::CloneWish { of: Some(id.into()), name, full: false };
             library.clone_machine(&mut machine, &wish, progress).map_err(said)?
@@ -307,7 +368,7 @@ impl Session {
     /// # Errors
     /// Why not, a sentence; the checkpoint is still there.
     pub(super) fn go_on(&self, id: &str) -> Result<(), String> {
-        let (mut machine, _guard) = self.kept()?;
+        let (mut machine, _turn) = self.kept_soon()?;
         if machine.resume.as_deref() == Some(id) {
             machine.resume = None;
             machine.write().map_err(said)?;

@@ -2,7 +2,7 @@
 
 use egui::{Frame, Grid, Id, Key, Margin, Modal, ScrollArea, Ui};
 
-use super::{View, form, jobs, snapshot_dialogs as snapshots};
+use super::{View, disk_dialogs as disks, form, jobs, snapshot_dialogs as snapshots};
 use crate::manager::action::{Action, Command, Power};
 use crate::manager::state::Dialog;
 use crate::theme::{Note, Tone, UiExt, icon, size};
@@ -21,6 +21,10 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>) {
         Dialog::Fork(name, typed) => snapshots::fork(ui, view, &name, typed),
         Dialog::Clone(copy) => snapshots::clone(ui, view, copy),
         Dialog::Timeline(name, on, plan) => snapshots::timeline(ui, view, &name, on, plan),
+        Dialog::Image(image) => disks::image(ui, view, image),
+        Dialog::Grow { disk, name, now, typed, kept } => disks::grow(ui, view, disk, &name, now, typed, kept),
+        Dialog::Convert(from, to, format) => disks::convert(ui, view, &from, to, format),
+        Dialog::Switch(machine, disk, format) => disks::switch(ui, view, machine, disk, format),
         Dialog::Jobs => jobs::list(ui, view),
         Dialog::Quit => jobs::quit(ui, view),
         Dialog::Keys => keys(ui, view),
@@ -115,6 +119,9 @@ fn confirm(ui: &mut Ui, view: &mut View<'_>, name: &str, verb: Power) {
     };
     ui.section(&title);
     ui.muted(text);
+    if view.model.machine(name).is_some_and(|machine| machine.has_timeline) {
+        ui.muted("A checkpoint of what it is now is kept on its timeline first.");
+    }
     ui.add_space(size::GAP);
     let soft = view.model.machine(name).and_then(|machine| Power::ShutDown.refusal(machine.state));
     ui.horizontal_wrapped(|ui| {

@@ -35,7 +35,7 @@ pub fn text_field(ui: &mut Ui, label: Id, name: &str, text: &mut String, hint: &
     response
 }
 
-/// A path: typed, or chosen with the button beside it. Says whether it was changed.
+/// A path: typed, or chosen with the button beside it. The answer is the field's.
 pub fn path_field(
     ui: &mut Ui,
     view: &mut View<'_>,
@@ -44,10 +44,10 @@ pub fn path_field(
     path: &mut PathBuf,
     hint: &str,
     purpose: Purpose,
-) -> bool {
+) -> egui::Response {
     let mut text = path.display().to_string();
-    let changed = text_field(ui, label, name, &mut text, hint, size::CHOOSE).changed();
-    if changed {
+    let field = text_field(ui, label, name, &mut text, hint, size::CHOOSE);
+    if field.changed() {
         *path = PathBuf::from(text);
     }
     let choose = ui.tool_button(Tone::Info, icon::OPEN, "Choose…", None);
@@ -55,7 +55,7 @@ pub fn path_field(
     if choose.clicked() {
         view.ask(Action::Pick(purpose));
     }
-    changed
+    field
 }
 
 /// CPUs.
@@ -245,11 +245,11 @@ pub fn boot(ui: &mut Ui, view: &mut View<'_>, boot: &mut Boot, hint: &str, error
     let Boot::Kernel { kernel, initrd, cmdline } = boot else { return };
     let note = Note::NONE.or_error(error_of(errors, "boot.kernel"));
     ui.field_row("Kernel", note, |ui, label| {
-        path_field(ui, view, label, "Kernel", kernel, "A bzImage or ELF file", Purpose::Kernel)
+        path_field(ui, view, label, "Kernel", kernel, "A bzImage or ELF file", Purpose::Kernel);
     });
     ui.field_row("Initial RAM disk", Note::NONE.or_error(error_of(errors, "boot.initrd")), |ui, label| {
         let mut path = initrd.clone().unwrap_or_default();
-        if path_field(ui, view, label, "Initial RAM disk", &mut path, "None", Purpose::Initrd) {
+        if path_field(ui, view, label, "Initial RAM disk", &mut path, "None", Purpose::Initrd).changed() {
             *initrd = Some(path).filter(|path| !path.as_os_str().is_empty());
         }
     });

@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 
-use egui::{Frame, Margin, Panel, Ui, WidgetInfo, WidgetType};
+use egui::{Frame, Margin, Panel, Popup, Ui, WidgetInfo, WidgetType};
+use vmm_core::backend::disk::Format;
 use vmm_core::config::{Boot, CdromConfig, ConfigError, MAX_CDROMS, MAX_DISKS, VmConfig};
 
 use super::{View, form, notices, shell};
-use crate::manager::action::{Action, Purpose};
-use crate::manager::model::Machine;
+use crate::jobs::Disk;
+use crate::manager::action::{Action, DiskWork, Purpose, Request, disk_refusal};
+use crate::manager::model::{DiskSizes, Machine};
 use crate::manager::state::Edit;
 use crate::theme::{Note, Tone, UiExt, icon, size};
 
@@ -26,14 +28,18 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>, machine: &Machine) {
         Some(edit) if edit.name == machine.name && edit.is_changed() => edit,
         _ => Edit::new(&machine.name, kept),
     };
-    edit.kept = kept.clone();
+    // What it began with stays: settings that were changed meanwhile, by a snapshot perhaps, are not overwritten.
+    let outdated = edit.kept != *kept;
     let errors = edit.config.validate().err().unwrap_or_default();
     let alive = machine.state.is_alive();
     if edit.is_changed() && !alive {
         let frame = Frame::new().fill(t.panel).inner_margin(Margin::symmetric(24, 12));
         Panel::bottom("save").frame(frame).show(ui, |ui| {
             ui.horizontal_wrapped(|ui| {
-                let reason = (!errors.is_empty()).then_some("Mend what is marked first");
+                let reason = match outdated {
+                    true => Some("These settings were changed meanwhile: revert, and make your changes again"),
+                    false => (!errors.is_empty()).then_some("Mend what is marked first"),
+                };
                 if ui.tool_button(Tone::Good, icon::GOOD, "Save changes", reason).clicked() {
                     view.ask(Action::Save);
                 }
@@ -50,6 +56,10 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>, machine: &Machine) {
             let text = "Shut it down to change its hardware. A CD can be changed at any time.";
             ui.notice(Tone::Info, "This virtual machine is running", text, |_| ());
         }
+        if outdated {
+            let text = "By a snapshot, or by another program. Revert, and make your changes again.";
+            ui.notice(Tone::Warning, "These settings were changed meanwhile", text, |_| ());
+        }
         ui.add_enabled_ui(!alive, |ui| {
             ui.card(|ui| {
                 ui.section("Processor and memory");
@@ -59,7 +69,7 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>, machine: &Machine) {
                 edit.config.topology = edit.config.topology.filter(|topology| topology.cpus() == cpus);
                 form::memory(ui, &mut edit.config.memory_mib, view.model.host.as_ref(), &errors);
             });
-            ui.card(|ui| disks(ui, view, &mut edit.config, &errors));
+            ui.card(|ui| disks(ui, view, machine, &mut edit, &errors));
         });
         ui.card(|ui| drives(ui, view, machine, &mut edit.config, &errors, alive));
         ui.add_enabled_ui(!alive, |ui| {
@@ -95,16 +105,23 @@ fn start(ui: &mut Ui, view: &mut View<'_>, machine: &Machine, edit: &mut Edit, e
     }
 }
 
-fn disks(ui: &mut Ui, view: &mut View<'_>, config: &mut VmConfig, errors: &[ConfigError]) {
+fn disks(ui: &mut Ui, view: &mut View<'_>, machine: &Machine, edit: &mut Edit, errors: &[ConfigError]) {
     ui.section("Disks");
     let mut gone = None;
+    let changed = edit.is_changed();
+    let Edit { kept, config, .. } = edit;
     for (i, disk) in config.disks.iter_mut().enumerate() {
         let label = format!("Disk {}", i + 1);
-        let note = Note::NONE.or_error(form::error_of(errors, &format!("disks[{i}]")));
+        // Of an image that is not the machine's yet nothing is known.
+        let is_kept = kept.disks.get(i).is_some_and(|kept| kept.path == disk.path);
+        let facts = machine.disks.get(i).filter(|_| is_kept);
+        let hint = facts.map(|facts| facts.sizes.as_ref().map_or_else(Clone::clone, DiskSizes::words));
+        let hint = hint.unwrap_or_default();
+        let note = Note::hint(&hint).or_error(form::error_of(errors, &format!("disks[{i}]")));
         ui.field_row(&label, note, |ui, id| {
             let mut text = disk.path.display().to_string();
-            let beside = size::CHOOSE + size::CHECK + size::CONTROL + size::GAP;
-            if form::text_field(ui, id, &label, &mut text, "A raw disk image", beside).changed() {
+            let beside = size::CHOOSE + size::CHECK + 2.0 * (size::CONTROL + size::GAP);
+            if form::text_field(ui, id, &label, &mut text, "A disk image", beside).changed() {
                 disk.path = PathBuf::from(text);
             }
             let choose = ui.tool_button(Tone::Info, icon::OPEN, "Choose…", None);
@@ -115,6 +132,9 @@ fn disks(ui: &mut Ui, view: &mut View<'_>, config: &mut VmConfig, errors: &[Conf
             ui.checkbox(&mut disk.readonly, "Read only");
             if ui.icon_button(icon::TRASH, &format!("Detach: {label}")).clicked() {
                 gone = Some(i);
+            }
+            if let Some(Ok(sizes)) = facts.map(|facts| &facts.sizes) {
+                work(ui, view, machine, i, sizes, changed);
             }
         });
     }
@@ -137,6 +157,34 @@ fn disks(ui: &mut Ui, view: &mut View<'_>, config: &mut VmConfig, errors: &[Conf
             form::disk_bus(ui, i, &mut disk.bus, errors);
         }
     }
+}
+
+/// What can be done to a disk's image.
+fn work(ui: &mut Ui, view: &mut View<'_>, machine: &Machine, i: usize, sizes: &DiskSizes, changed: bool) {
+    let button = ui.icon_button(icon::MORE, &format!("More: Disk {}", i + 1));
+    let disk = || Disk::Of { machine: machine.name.clone(), disk: i };
+    let refusal = match changed {
+        true => Some("Save the changes first, or revert them"),
+        false => disk_refusal(view.model, machine),
+    };
+    let (label, other) = match sizes.format {
+        "raw" => ("Convert to qcow2…", Format::Qcow2),
+        _ => ("Convert to raw…", Format::Raw),
+    };
+    let rows = [
+        (icon::ADD, "Grow…", Action::AskGrow(disk())),
+        (icon::COMPACT, "Compact", Action::Answer(Request::Disk(disk(), DiskWork::Compact))),
+        (icon::GOOD, "Check", Action::Answer(Request::Disk(disk(), DiskWork::Check))),
+        (icon::CONVERT, label, Action::AskSwitch(machine.name.clone(), i, other)),
+    ];
+    Popup::menu(&button).show(|ui| {
+        for (sign, label, action) in rows {
+            if ui.menu_item(sign, label, "", refusal).clicked() {
+                view.ask(action);
+                ui.close();
+            }
+        }
+    });
 }
 
 fn drives(

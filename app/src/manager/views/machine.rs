@@ -6,7 +6,7 @@ use vmm_core::config::{Boot, VmConfig};
 use super::{View, hardware, log, notices, shell, snapshots};
 use crate::library::size::human;
 use crate::manager::action::{Action, Command};
-use crate::manager::model::{Machine, State};
+use crate::manager::model::{DiskSizes, Machine, State};
 use crate::manager::state::Tab;
 use crate::theme::{Tone, UiExt, focus_ring, icon, size};
 
@@ -241,9 +241,10 @@ fn disks(ui: &mut Ui, machine: &Machine) {
                 ui.spacing_mut().item_spacing.y = size::GAP_SMALL;
                 ui.strong_text(&file_name(&disk.path));
                 match &disk.sizes {
-                    Ok((size, used)) => {
-                        let share = *used as f32 / (*size).max(1) as f32;
-                        let words = format!("{} used on this host, of {}", human(*used), human(*size));
+                    Ok(DiskSizes { guest, host, shared, .. }) => {
+                        let used = host.saturating_add(*shared);
+                        let share = used as f32 / (*guest).max(1) as f32;
+                        let words = format!("{} used on this host, of {}", human(used), human(*guest));
                         ui.meter(share, &words);
                         ui.fine_print(&words);
                     }
@@ -258,6 +259,6 @@ fn disks(ui: &mut Ui, machine: &Machine) {
 }
 
 /// A path's last part, as a person says it.
-pub(super) fn file_name(path: &std::path::Path) -> String {
+pub fn file_name(path: &std::path::Path) -> String {
     path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
 }

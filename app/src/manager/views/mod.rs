@@ -1,6 +1,7 @@
 //! The views: functions of the model and of what the person is doing, that draw and answer with actions.
 
 mod dialogs;
+mod disk_dialogs;
 mod empty;
 mod form;
 mod hardware;
@@ -24,6 +25,7 @@ use super::model::Model;
 use super::state::ViewState;
 use crate::theme::{Tone, UiExt, icon};
 
+pub use machine::file_name;
 pub use shell::show;
 
 /// The guests' pictures, by the machines' names.

@@ -8,7 +8,7 @@ use crate::theme::{Tone, UiExt, icon, size, time};
 
 /// What failed, each until it is closed.
 pub fn failures(ui: &mut Ui, view: &mut View<'_>) {
-    let mut closed = None;
+    let (mut closed, mut accepted) = (None, None);
     let library = view.model.library_failure.iter().map(|failure| (failure, None));
     let others = view.state.failures.iter().enumerate().map(|(i, failure)| (failure, Some(i)));
     for (failure, index) in library.chain(others) {
@@ -17,7 +17,12 @@ pub fn failures(ui: &mut Ui, view: &mut View<'_>) {
             None => failure.cause.clone(),
         };
         ui.notice(Tone::Error, &failure.what, &text, |ui| {
-            ui.horizontal(|ui| {
+            ui.horizontal_wrapped(|ui| {
+                if let Some(offer) = failure.offer.as_ref().filter(|_| index.is_some())
+                    && ui.tool_button(Tone::Error, "", offer.label, None).clicked()
+                {
+                    accepted = index;
+                }
                 if index.is_some() && ui.tool_button(Tone::Info, icon::CLOSE, "Dismiss", None).clicked() {
                     closed = index;
                 }
@@ -26,6 +31,9 @@ pub fn failures(ui: &mut Ui, view: &mut View<'_>) {
                 }
             });
         });
+    }
+    if let Some(index) = accepted {
+        view.ask(Action::Accept(index));
     }
     if let Some(index) = closed {
         view.ask(Action::Dismiss(index));

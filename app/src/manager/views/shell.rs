@@ -132,6 +132,8 @@ fn menus(ui: &mut Ui, view: &mut View<'_>) {
             view.command_item(ui, C::Delete);
         });
         ui.menu_button("Tools", |ui| {
+            view.command_item(ui, C::DiskImages);
+            ui.separator();
             view.command_item(ui, C::Jobs);
             view.command_item(ui, C::CheckHost);
         });

@@ -4,7 +4,7 @@ use egui::{Key, Response, TextEdit, Ui, WidgetInfo};
 
 use super::dialogs::first_focus;
 use super::{View, form};
-use crate::jobs::Present;
+use crate::jobs::{First, Present};
 use crate::library::{Timeline, name, size::human};
 use crate::manager::action::{Action, Named, Request};
 use crate::manager::model::{Machine, Snapshots, State};
@@ -51,7 +51,14 @@ fn note_field(ui: &mut Ui, typed: &mut String) -> Response {
 }
 
 /// The button that does it, and *Cancel*. Says whether it was clicked.
-fn answers(ui: &mut Ui, view: &mut View<'_>, tone: Tone, sign: &str, label: &str, reason: Option<&str>) -> bool {
+pub(super) fn answers(
+    ui: &mut Ui,
+    view: &mut View<'_>,
+    tone: Tone,
+    sign: &str,
+    label: &str,
+    reason: Option<&str>,
+) -> bool {
     ui.add_space(size::GAP);
     ui.horizontal_wrapped(|ui| {
         let done = ui.tool_button(tone, sign, label, reason).clicked();
@@ -182,7 +189,8 @@ pub fn restore(ui: &mut Ui, view: &mut View<'_>, mut back: Return) {
     let tone = if back.keep || kept_anyway { Tone::Good } else { Tone::Error };
     let refusal = model.job_of(&machine.name).map(|_| "Wait until its job is done, or cancel it");
     if careful_answers(ui, view, tone, icon::RESTORE, label, refusal.or(problem.as_deref())) {
-        let present = Present { keep: back.keep.then(|| back.name.trim().to_string()), power_off: alive };
+        let keep = back.keep.then(|| back.name.trim().to_string());
+        let present = Present { keep, power_off: alive, first: First::Keep };
         view.ask(Action::Answer(Request::RestoreSnapshot {
             machine: machine.name.clone(),
             snapshot: Named { id: one.id.clone(), name: one.name.clone() },

@@ -42,6 +42,9 @@ impl Findings {
     }
 }
 
+/// Hears how many of an image's tables were looked at, and of how many, and says whether to go on.
+pub type Look<'a> = &'a mut dyn FnMut(u64, u64) -> bool;
+
 /// How often each cluster is used.
 struct Census {
     bits: u32,
@@ -67,9 +70,12 @@ impl Census {
     }
 
     /// Counts what a table of level 1 leads to.
-    fn walk(&mut self, image: &Image, map: &Map, l1: &[u64], active: bool) -> Result<(), Trouble> {
-        let cluster = map.cluster();
-        for &l1 in l1 {
+    fn walk(&mut self, image: &Image, map: &Map, l1: &[u64], active: bool, look: Look<'_>) -> Result<(), Trouble> {
+        let (cluster, all) = (map.cluster(), l1.len() as u64);
+        for (done, &l1) in (0..).zip(l1) {
+            if !look(done, all) {
+                return Err(Trouble::Host("look through", std::io::ErrorKind::Interrupted.into()));
+            }
             let at = l1 & entry::OFFSET;
             if at == 0 {
                 continue;
@@ -101,7 +107,7 @@ impl Census {
     }
 
     /// Counts the internal snapshots, with all that they lead to.
-    fn walk_snapshots(&mut self, image: &Image, header: &Header, map: &Map) -> Result<(), Trouble> {
+    fn walk_snapshots(&mut self, image: &Image, header: &Header, map: &Map, look: Look<'_>) -> Result<(), Trouble> {
         const HEAD: usize = 40;
         let host = |e| Trouble::Host("read", e);
         let mut at = header.snapshots_offset;
@@ -117,7 +123,7 @@ impl Census {
             }
             let bytes = read_bytes(image, l1_offset, entries as usize * 8).map_err(host)?;
             self.add("a snapshot's table of level 1", l1_offset, entries * 8);
-            self.walk(image, map, &super::flush::parse_l1(&bytes), false)?;
+            self.walk(image, map, &super::flush::parse_l1(&bytes), false, look)?;
             at = at.saturating_add(len.next_multiple_of(8));
         }
         self.add("the table of snapshots", header.snapshots_offset, at - header.snapshots_offset);
@@ -134,7 +140,7 @@ fn read_bytes(image: &Image, at: u64, len: usize) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn count(image: &Image, header: &Header, map: &Map, refs: &Refcounts) -> Result<Census, Trouble> {
+fn count(image: &Image, header: &Header, map: &Map, refs: &Refcounts, look: Look<'_>) -> Result<Census, Trouble> {
     let length = image.file().metadata().map_err(|e| Trouble::Host("measure", e))?.len();
     let bits = header.cluster_bits;
     let clusters = length.div_ceil(1 << bits);
@@ -149,39 +155,49 @@ fn count(image: &Image, header: &Header, map: &Map, refs: &Refcounts) -> Result<
     for at in refs.block_offsets() {
         census.add("a refcount block", at, 1);
     }
-    census.walk(image, map, &map.l1, true)?;
+    census.walk(image, map, &map.l1, true, look)?;
     if header.snapshots > 0 {
-        census.walk_snapshots(image, header, map)?;
+        census.walk_snapshots(image, header, map, look)?;
     }
     Ok(census)
 }
 
 /// Compares an image's refcounts with what it uses.
 pub fn check(path: &Path) -> Result<Findings, OpenError> {
+    check_while(path, &mut |_, _| true)
+}
+
+/// The same, given up with an error once `look` says no.
+pub fn check_while(path: &Path, look: Look<'_>) -> Result<Findings, OpenError> {
     let options = OpenOptions { readonly: true, direct: false };
     let layer = chain::open_one(path, options, Lock::Shared, Some("qcow2"))?;
-    check_image(&layer.image).map_err(|error| error.on(path))
+    check_image(&layer.image, look).map_err(|error| error.on(path))
 }
 
 /// Takes leaked clusters back and counts those that are used. What entries that make no sense name stays as it is.
 pub fn repair_file(path: &Path) -> Result<Findings, OpenError> {
+    repair_while(path, &mut |_, _| true)
+}
+
+/// The same, given up with an error once `look` says no.
+pub fn repair_while(path: &Path, look: Look<'_>) -> Result<Findings, OpenError> {
     let options = OpenOptions { readonly: false, direct: false };
     let layer = chain::open_one(path, options, Lock::Exclusive, Some("qcow2"))?;
-    let run = || {
+    let mut run = || {
         let (header, map) = read_tables(&layer.image)?;
         if header.incompatible & incompatible::CORRUPT == 0 {
             header.check_writable()?;
         }
-        repair(&layer.image, &header, &map)?;
-        check_image(&layer.image)
+        repair_image(&layer.image, &header, &map, look)?;
+        check_image(&layer.image, look)
     };
     run().map_err(|error| error.on(path))
 }
 
-fn check_image(image: &Image) -> Result<Findings, Trouble> {
+fn check_image(image: &Image, look: Look<'_>) -> Result<Findings, Trouble> {
     let (header, map) = read_tables(image)?;
     let refs = load_refcounts(image, &header)?;
-    let Census { counts, mut findings, .. } = count(image, &header, &map, &refs)?;
+    let Census { counts, mut findings, .. } = count(image, &header, &map, &refs, look)?;
     let last = refs.end().max(counts.len() as u64);
     for cluster in 0..last {
         let (used, counted) = (u64::from(counts.get(cluster as usize).copied().unwrap_or(0)), refs.get(cluster));
@@ -220,8 +236,12 @@ fn check_own(image: &Image, map: &Map, refs: &Refcounts, findings: &mut Findings
 
 /// Puts refcounts right and takes the mark off. Whatever is interrupted is done again by the next one.
 pub fn repair(image: &Image, header: &Header, map: &Map) -> Result<(), Trouble> {
+    repair_image(image, header, map, &mut |_, _| true)
+}
+
+fn repair_image(image: &Image, header: &Header, map: &Map, look: Look<'_>) -> Result<(), Trouble> {
     let mut refs = load_refcounts(image, header)?;
-    let Census { counts, findings, .. } = count(image, header, map, &refs)?;
+    let Census { counts, findings, .. } = count(image, header, map, &refs, look)?;
     if let Some(words) = findings.words.first() {
         return Err(FormatError::Damaged(words.clone()).into());
     }

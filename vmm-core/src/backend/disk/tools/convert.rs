@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::{CHUNK, Job, ToolError};
 use crate::backend::disk::foreign::ForeignDisk;
@@ -25,14 +26,14 @@ pub struct Target {
 }
 
 /// Where bytes of the source are something else than zeroes.
-enum Source {
+pub(super) enum Source {
     Foreign(ForeignDisk),
     Qcow2(Box<Qcow2Disk>),
     Raw(RawDisk, File),
 }
 
 impl Source {
-    fn open(path: &Path) -> Result<Source, ToolError> {
+    pub fn open(path: &Path) -> Result<Source, ToolError> {
         let options = OpenOptions { readonly: true, direct: false };
         Ok(match identify(path)? {
             Identity::Foreign(kind) => Source::Foreign(ForeignDisk::open(path, kind)?),
@@ -48,7 +49,7 @@ impl Source {
         })
     }
 
-    fn size(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         match self {
             Source::Foreign(disk) => disk.size(),
             Source::Qcow2(disk) => disk.geometry().size,
@@ -57,7 +58,7 @@ impl Source {
     }
 
     /// Whether there is something at `offset`, and for how many bytes that is so.
-    fn extent(&mut self, path: &Path, offset: u64) -> Result<(bool, u64), ToolError> {
+    pub fn extent(&mut self, path: &Path, offset: u64) -> Result<(bool, u64), ToolError> {
         let left = self.size() - offset;
         Ok(match self {
             Source::Foreign(disk) => disk.extent(offset).map_err(|e| foreign(path, e))?,
@@ -67,6 +68,23 @@ impl Source {
             }
             Source::Raw(_, file) => data_at(file, offset, left),
         })
+    }
+
+    /// Reads whole sectors within the disk.
+    pub fn read(&mut self, path: &Path, offset: u64, len: usize) -> Result<Vec<u8>, ToolError> {
+        let mut scratch = Arc::new(Scratch::new(len));
+        let request = Request::Read { offset, buffers: Buffers::own(&scratch, len) };
+        match self {
+            Source::Qcow2(disk) => perform(&mut **disk, request).map_err(|error| failed("read", path, error))?,
+            Source::Raw(disk, _) => perform(disk, request).map_err(|error| failed("read", path, error))?,
+            Source::Foreign(disk) => {
+                let mut bytes = vec![0; len];
+                disk.read(offset, &mut bytes).map_err(|error| foreign(path, error))?;
+                return Ok(bytes);
+            }
+        }
+        let bytes = Arc::get_mut(&mut scratch).map(|scratch| scratch.bytes()[..len].to_vec());
+        Ok(bytes.unwrap_or_default())
     }
 }
 
@@ -166,19 +184,7 @@ pub fn start(path: &Path, len: usize) -> Result<(Vec<u8>, u64), ToolError> {
     let mut source = Source::open(path)?;
     let size = source.size();
     let len = size.min(len as u64) as usize;
-    let mut scratch = std::sync::Arc::new(Scratch::new(len));
-    let request = Request::Read { offset: 0, buffers: Buffers::own(&scratch, len) };
-    match &mut source {
-        Source::Qcow2(disk) => perform(&mut **disk, request).map_err(|error| failed("read", path, error))?,
-        Source::Raw(disk, _) => perform(disk, request).map_err(|error| failed("read", path, error))?,
-        Source::Foreign(disk) => {
-            let mut bytes = vec![0; len];
-            disk.read(0, &mut bytes).map_err(|error| foreign(path, error))?;
-            return Ok((bytes, size));
-        }
-    }
-    let bytes = std::sync::Arc::get_mut(&mut scratch).map(|scratch| scratch.bytes()[..len].to_vec());
-    Ok((bytes.unwrap_or_default(), size))
+    Ok((source.read(path, 0, len)?, size))
 }
 
 /// Whether all of a block of a file is zeroes.

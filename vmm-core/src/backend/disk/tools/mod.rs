@@ -1,6 +1,8 @@
 //! What is done to disk images that no machine is using.
 
+mod check;
 mod compact;
+mod compare;
 mod convert;
 mod info;
 mod resize;
@@ -11,7 +13,9 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub use check::check;
 pub use compact::compact;
+pub use compare::is_same;
 pub use convert::{Target, convert, start};
 pub use info::{Info, Layer, info};
 pub use resize::grow;

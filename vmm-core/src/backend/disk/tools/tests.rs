@@ -140,3 +140,47 @@ fn a_chain_is_shown_with_what_is_shared_and_what_is_wrong() {
     assert_eq!(found.layers.len(), 1);
     assert!(found.problems[0].contains("base.qcow2"), "{:?}", found.problems);
 }
+
+#[test]
+fn two_images_are_the_same_where_their_disks_are_and_one_byte_makes_them_different() {
+    let folder = folder();
+    let [raw, thin, packed] = ["a.raw", "b.qcow2", "c.qcow2"].map(|name| folder.path().join(name));
+    fs::write(&raw, data()).unwrap();
+    let target = Target { format: Format::Qcow2, cluster: None };
+    quietly(|job| convert(&raw, &thin, target, job)).unwrap();
+    qemu_img(&["convert", "-c", "-O", "qcow2", thin.to_str().unwrap(), packed.to_str().unwrap()]);
+    for other in [&thin, &packed] {
+        assert!(quietly(|job| is_same(&raw, other, job)).unwrap());
+    }
+    let mut bytes = data();
+    // Where the other has a hole, and the last byte.
+    for at in [5, bytes.len() - 1] {
+        let before = bytes[at];
+        bytes[at] ^= 1;
+        fs::write(&raw, &bytes).unwrap();
+        assert!(!quietly(|job| is_same(&raw, &thin, job)).unwrap(), "{at}");
+        bytes[at] = before;
+    }
+    bytes.extend([0; 512]);
+    fs::write(&raw, &bytes).unwrap();
+    assert!(!quietly(|job| is_same(&raw, &thin, job)).unwrap());
+    let given_up = is_same(&thin, &packed, &mut Job { progress: &mut |_, _| {}, cancel: &AtomicBool::new(true) });
+    assert!(matches!(given_up, Err(ToolError::Cancelled)));
+}
+
+#[test]
+fn a_check_tells_how_far_it_is_and_can_be_given_up() {
+    let folder = folder();
+    let [raw, image] = ["a.raw", "b.qcow2"].map(|name| folder.path().join(name));
+    fs::write(&raw, data()).unwrap();
+    assert_eq!(quietly(|job| super::check(&raw, true, job)).unwrap(), Default::default());
+    create(&image, CreateOptions { cluster: 512, ..CreateOptions::thin(6 << 20) }).unwrap();
+    for repair in [false, true] {
+        let mut told = Vec::new();
+        let job = &mut Job { progress: &mut |done, all| told.push((done, all)), cancel: &AtomicBool::new(false) };
+        assert_eq!(super::check(&image, repair, job).unwrap().errors, 0);
+        assert!(told.len() > 1 && told.iter().all(|(done, all)| done < all), "{told:?}");
+        let given_up = &mut Job { progress: &mut |_, _| {}, cancel: &AtomicBool::new(true) };
+        assert!(matches!(super::check(&image, repair, given_up), Err(ToolError::Cancelled)));
+    }
+}

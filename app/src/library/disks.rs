@@ -1,0 +1,226 @@
+//! What is done to the disks of a machine that is off.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use vmm_core::backend::disk::tools::{self, Job, Target, ToolError};
+use vmm_core::backend::disk::{self, Format};
+
+use super::layers::{self, FOLDER};
+use super::{LibraryError, Machine};
+
+/// Why something is not done to a disk.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskRefusal {
+    /// There is none of that number.
+    #[error("{name:?} has {count} disks, the first is 0; there is no {disk}")]
+    None {
+        /// The machine.
+        name: String,
+        /// Which disk.
+        disk: usize,
+        /// How many it has.
+        count: usize,
+    },
+    /// Its guest goes on with what it knows of its disks.
+    #[error(
+        "{name:?} is suspended, and when it goes on its disks have to be what they were; resume it and shut it down first"
+    )]
+    Suspended {
+        /// The machine.
+        name: String,
+    },
+    /// Somebody else may have the same file by another name.
+    #[error(
+        "the disk image {} has other names, in another machine perhaps, and is not written to; make a full clone of {name:?}, and \
+         change that", path.display()
+    )]
+    Shared {
+        /// The machine.
+        name: String,
+        /// The image.
+        path: PathBuf,
+    },
+    /// It is a snapshot's.
+    #[error("{} is of a snapshot of {name:?}, and stays as it is; delete that first", path.display())]
+    OfSnapshot {
+        /// The machine.
+        name: String,
+        /// The image.
+        path: PathBuf,
+    },
+    /// Snapshots stand on what it is.
+    #[error(
+        "{name:?} has snapshots, or checkpoints on its timeline, which need its disks as they are; delete them first, or make a \
+         full clone of it, and change that"
+    )]
+    Snapshots {
+        /// The machine.
+        name: String,
+    },
+    /// It is somebody else's to change.
+    #[error(
+        "the disk image {} lies outside of the folder of {name:?}; convert it to another file, and attach that", path.display()
+    )]
+    Outside {
+        /// The machine.
+        name: String,
+        /// The image.
+        path: PathBuf,
+    },
+    /// It has that format already.
+    #[error("disk {disk} of {name:?} is a {} image already", format.name())]
+    Already {
+        /// The machine.
+        name: String,
+        /// Which disk.
+        disk: usize,
+        /// Its format.
+        format: Format,
+    },
+    /// The copy is not what was copied.
+    #[error(
+        "the copy of disk {disk} of {name:?} does not hold the same; nothing was changed. Check the host's disk and memory"
+    )]
+    NotTheSame {
+        /// The machine.
+        name: String,
+        /// Which disk.
+        disk: usize,
+    },
+}
+
+impl Machine {
+    /// The image of a disk, from 0.
+    ///
+    /// # Errors
+    /// There is no such disk.
+    pub fn disk_image(&self, disk: usize) -> Result<PathBuf, LibraryError> {
+        let disks = &self.config.disks;
+        let none = || DiskRefusal::None { name: self.name.clone(), disk, count: disks.len() };
+        Ok(disks.get(disk).map(|disk| self.resolve(&disk.path)).ok_or_else(none)?)
+    }
+
+    /// The same, where it may be written to. The caller has the lock of the machine, which is off.
+    ///
+    /// # Errors
+    /// There is no such disk, the machine is suspended, or the image has other names.
+    pub(crate) fn disk_to_change(&mut self, disk: usize) -> Result<PathBuf, LibraryError> {
+        use std::os::unix::fs::MetadataExt;
+        self.finish_what_was_begun()?;
+        let name = || self.name.clone();
+        let path = self.disk_image(disk)?;
+        if self.goes_on_from()?.is_some() {
+            return Err(DiskRefusal::Suspended { name: name() }.into());
+        }
+        let meta = std::fs::metadata(&path).map_err(LibraryError::io("look at", &path))?;
+        if meta.is_file() && meta.nlink() > 1 {
+            return Err(DiskRefusal::Shared { name: name(), path }.into());
+        }
+        Ok(path)
+    }
+
+    /// Which disk an image is, from 0, or that one of its snapshots may need it.
+    ///
+    /// # Errors
+    /// It lies among its disks and is none.
+    pub(crate) fn disk_of(&self, image: &Path) -> Result<Option<usize>, LibraryError> {
+        let same = |path: &PathBuf| path.canonicalize().is_ok_and(|path| path == image);
+        let found = self.config.disks.iter().map(|disk| self.resolve(&disk.path)).position(|path| same(&path));
+        let among = self.folder().join(FOLDER).canonicalize().is_ok_and(|folder| image.starts_with(folder));
+        match found {
+            None if among => Err(DiskRefusal::OfSnapshot { name: self.name.clone(), path: image.into() }.into()),
+            found => Ok(found),
+        }
+    }
+
+    /// Has a disk in another format from now on: what is on it is copied, the copy is compared, and the old image goes. The caller
+    /// has the lock of the machine, which is off.
+    ///
+    /// Killed at any instant, it has the old image or the new one, and the other goes the next time that something is done to it.
+    ///
+    /// # Errors
+    /// There is no such disk, something else needs its image, the host has no room, or `progress` said no: nothing is changed then.
+    pub(crate) fn switch_disk(
+        &mut self,
+        disk: usize,
+        format: Format,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<(), LibraryError> {
+        let from = self.disk_to_change(disk)?;
+        let name = || self.name.clone();
+        let checkpoints = self.checkpoints();
+        if !checkpoints.can_be_read()? || !checkpoints.list()?.is_empty() {
+            return Err(DiskRefusal::Snapshots { name: name() }.into());
+        }
+        if from.parent() != Some(&self.folder().join(FOLDER)) {
+            return Err(DiskRefusal::Outside { name: name(), path: from }.into());
+        }
+        let facts = disk::facts(&from).map_err(layers::image)?;
+        if facts.format == format {
+            return Err(DiskRefusal::Already { name: name(), disk, format }.into());
+        }
+        let new = self.free_disk_name(disk, format);
+        let mut changed = self.clone();
+        if let Some(disk) = changed.config.disks.get_mut(disk) {
+            disk.path = PathBuf::from(FOLDER).join(&new);
+        }
+        layers::begin_replacement(self, &new)?;
+        let copied = self.copy_disk(disk, &from, &changed.disk_image(disk)?, format, progress);
+        match copied.and_then(|()| changed.write()) {
+            Ok(()) => {
+                *self = changed;
+                layers::finish_replacement(self)
+            }
+            Err(error) => {
+                // Where the old file can't be written it may name either, durably or not, and both stay.
+                if self.write().is_ok() {
+                    layers::finish_replacement(self)?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// A name in its folder of disks that no file has.
+    fn free_disk_name(&self, disk: usize, format: Format) -> String {
+        // By this ending it is raw whatever the guest writes to its start.
+        let ending = if format == Format::Raw { "raw" } else { "qcow2" };
+        let mut names = (0..=u32::MAX).map(|number| match number {
+            0 => format!("disk-{disk}.{ending}"),
+            number => format!("disk-{disk}.{number}.{ending}"),
+        });
+        let folder = self.folder().join(FOLDER);
+        names.find(|name| folder.join(name).symlink_metadata().is_err()).unwrap_or_default()
+    }
+
+    /// Copies a disk and proves that the copy is one.
+    fn copy_disk(
+        &self,
+        disk: usize,
+        from: &Path,
+        to: &Path,
+        format: Format,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<(), LibraryError> {
+        let cancel = AtomicBool::new(false);
+        // It is written, and read again.
+        let mut told = |before: u64, done: u64, total: u64| {
+            if !progress(before * total + done, 2 * total) {
+                cancel.store(true, Ordering::Relaxed);
+            }
+        };
+        let failed = |error: ToolError| match error {
+            ToolError::Cancelled => LibraryError::Cancelled,
+            error => layers::image(error),
+        };
+        let target = Target { format, cluster: None };
+        let mut job = Job { progress: &mut |done, total| told(0, done, total), cancel: &cancel };
+        tools::convert(from, to, target, &mut job).map_err(failed)?;
+        let mut job = Job { progress: &mut |done, total| told(1, done, total), cancel: &cancel };
+        match tools::is_same(from, to, &mut job).map_err(failed)? {
+            true => Ok(()),
+            false => Err(DiskRefusal::NotTheSame { name: self.name.clone(), disk }.into()),
+        }
+    }
+}

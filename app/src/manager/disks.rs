@@ -1,0 +1,196 @@
+//! Disk images for the workers: what they are, and what is done to them as jobs.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use vmm_core::backend::disk::tools::{Info, Target};
+
+use super::action::{DiskWork, Request, Update};
+use super::model::{DiskFacts, DiskSizes, Failure, ImageFacts, Offer};
+use super::service::{Shared, Work, begin, failure, sentence};
+use super::views::file_name;
+use crate::jobs::disks::{self, Checked};
+use crate::jobs::{Disk, First};
+use crate::library::size::human;
+
+/// What is known of images, so that those that stay as they are are read once.
+#[derive(Default)]
+pub struct Looked(HashMap<PathBuf, (Stamp, DiskFacts)>);
+
+/// What changes when an image does.
+type Stamp = (Option<SystemTime>, u64, u64);
+
+impl Looked {
+    /// What a machine's disk is.
+    pub fn look(&mut self, path: &Path) -> DiskFacts {
+        use std::os::unix::fs::MetadataExt;
+        let facts = |sizes| DiskFacts { path: path.to_path_buf(), sizes };
+        let meta = match std::fs::metadata(path) {
+            Ok(meta) if meta.is_file() => meta,
+            Ok(_) => return facts(Err("Not a file: its size is not known".into())),
+            Err(error) => return facts(Err(sentence(&format!("its file can't be read: {error}")))),
+        };
+        let stamp = (meta.modified().ok(), meta.len(), meta.blocks());
+        if let Some((before, facts)) = self.0.get(path)
+            && *before == stamp
+        {
+            return facts.clone();
+        }
+        let sizes = match disks::info(path) {
+            Ok(info) => sizes(&info).ok_or_else(|| "It is no disk image.".to_string()),
+            Err(error) => Err(sentence(&vmm_core::base::explain(&error))),
+        };
+        let facts = facts(sizes);
+        self.0.insert(path.to_path_buf(), (stamp, facts.clone()));
+        facts
+    }
+
+    /// Forgets all but these.
+    pub fn keep<'a>(&mut self, paths: impl Iterator<Item = &'a PathBuf>) {
+        let paths: std::collections::HashSet<&PathBuf> = paths.collect();
+        self.0.retain(|path, _| paths.contains(path));
+    }
+}
+
+fn sizes(info: &Info) -> Option<DiskSizes> {
+    let top = info.layers.first()?;
+    Some(DiskSizes { format: top.format, guest: top.virtual_size, host: top.host_size, shared: info.shared_size })
+}
+
+/// What an image is, for the dialog.
+pub(super) fn look_at(path: &Path) -> Result<ImageFacts, Failure> {
+    let what = || format!("{} is no disk image that can be read", file_name(path));
+    let info = disks::info(path).map_err(|error| failure(what(), &error, None))?;
+    let none = || Failure { what: what(), cause: "There is nothing in it.".into(), next: None, offer: None };
+    let sizes = sizes(&info).ok_or_else(none)?;
+    let is_usable = matches!(sizes.format, "raw" | "qcow2");
+    let below = info.layers.into_iter().skip(1).map(|layer| layer.path).collect();
+    let problems = info.problems.iter().map(|problem| sentence(problem)).collect();
+    Ok(ImageFacts { sizes, is_usable, below, problems })
+}
+
+/// What an image is called in a sentence.
+fn named(disk: &Disk) -> String {
+    match disk {
+        Disk::Of { machine, disk } => format!("disk {} of {machine}", disk + 1),
+        Disk::File(path) => file_name(path),
+    }
+}
+
+/// Begins what is to be done to an image.
+pub(super) fn perform(shared: &Arc<Shared>, disk: Disk, work: DiskWork) {
+    let name = named(&disk);
+    let about = match &disk {
+        Disk::Of { machine, .. } => machine.clone(),
+        Disk::File(path) => path.display().to_string(),
+    };
+    let tell = shared.tell.clone();
+    let new = |what: String, failed: String| Work {
+        machine: about,
+        what,
+        done: None,
+        failed,
+        cancelled: None,
+        can_cancel: true,
+        anyway: None,
+        work: Box::new(|_, _| Ok(())),
+    };
+    let work = match work {
+        DiskWork::Grow(size, first) => {
+            let again = Request::Disk(disk.clone(), DiskWork::Grow(size, First::Lose));
+            Work {
+                can_cancel: false,
+                anyway: Some(Offer { label: "Grow it all the same", request: again }),
+                work: Box::new(move |library, _| {
+                    let now = disks::grow(Some(library), &disk, size, first)?;
+                    tell.say(Update::Notice(format!("{} has {} now", capital(&named(&disk)), human(now))));
+                    Ok(())
+                }),
+                ..new(format!("Growing {name}"), format!("{} was not grown", capital(&name)))
+            }
+        }
+        DiskWork::Compact => Work {
+            work: Box::new(move |library, progress| {
+                let (before, after) = disks::compact(Some(library), &disk, progress)?;
+                let gained = human(before.saturating_sub(after));
+                let words = format!("{} takes {} now, {gained} less", capital(&named(&disk)), human(after));
+                tell.say(Update::Notice(words));
+                Ok(())
+            }),
+            ..new(format!("Compacting {name}"), format!("{} was not compacted", capital(&name)))
+        },
+        work @ (DiskWork::Check | DiskWork::Repair) => {
+            let repair = work == DiskWork::Repair;
+            let (what, failed) = match repair {
+                false => (format!("Checking {name}"), format!("{} could not be checked", capital(&name))),
+                true => (format!("Repairing {name}"), format!("{} could not be repaired", capital(&name))),
+            };
+            Work {
+                work: Box::new(move |library, progress| {
+                    let checked = disks::check(Some(library), &disk, repair, progress)?;
+                    tell.say(found(&disk, &checked, repair));
+                    Ok(())
+                }),
+                ..new(what, failed)
+            }
+        }
+        DiskWork::Convert(to, format) => {
+            let done = Some(format!("Made {}", file_name(&to)));
+            Work {
+                done,
+                work: Box::new(move |_, progress| {
+                    // The dialog offers it for files only.
+                    if let Disk::File(from) = &disk {
+                        disks::convert(from, &to, Target { format, cluster: None }, progress)?;
+                    }
+                    Ok(())
+                }),
+                ..new(format!("Converting {name}"), format!("{} was not converted", capital(&name)))
+            }
+        }
+        DiskWork::Switch(format) => Work {
+            done: Some(format!("{} is a {} image now", capital(&name), format.name())),
+            work: Box::new(move |library, progress| {
+                if let Disk::Of { machine, disk } = &disk {
+                    disks::switch(library, machine, *disk, format, progress)?;
+                }
+                Ok(())
+            }),
+            ..new(format!("Converting {name} to {}", format.name()), format!("{} was not converted", capital(&name)))
+        },
+    };
+    begin(shared, work);
+}
+
+/// What a check found, in words, with what can be done about it.
+fn found(disk: &Disk, checked: &[Checked], repaired: bool) -> Update {
+    let bad: Vec<&Checked> = checked.iter().filter(|one| !one.is_good()).collect();
+    let name = capital(&named(disk));
+    if bad.is_empty() {
+        let words =
+            if repaired { "is repaired: nothing is wrong with it" } else { "is whole: nothing is wrong with it" };
+        return Update::Notice(format!("{name} {words}"));
+    }
+    let words = |one: &&Checked| match checked {
+        [_] => one.words(),
+        _ => format!("{}: {}", file_name(&one.path), one.words()),
+    };
+    let can_be_repaired = !repaired && bad.iter().any(|one| one.can_be_repaired());
+    let repair = || Offer { label: "Repair", request: Request::Disk(disk.clone(), DiskWork::Repair) };
+    Update::Failed(Failure {
+        what: format!("{name} is not as it should be"),
+        cause: bad.iter().map(words).collect::<Vec<_>>().join("\n"),
+        next: None,
+        offer: can_be_repaired.then(repair).map(Box::new),
+    })
+}
+
+/// With a capital at its start; a file keeps its name.
+fn capital(name: &str) -> String {
+    match name.strip_prefix("disk ") {
+        Some(rest) => format!("Disk {rest}"),
+        None => name.into(),
+    }
+}
