@@ -13,7 +13,7 @@ use super::{Act, Outcome, Plan, State, look, run};
 use crate::kvm::Kvm;
 use crate::orangery;
 
-/// With this variable set every call is interrupted in every way, not a few.
+/// With this variable set to 1 every call is interrupted in every way, not a few; to another number, every so many-th.
 pub const THOROUGH: &str = "ORANGERY_THOROUGH";
 /// How many calls are interrupted of each operation otherwise.
 const SAMPLES: usize = 4;
@@ -152,12 +152,17 @@ struct Proof<'a> {
     report: Report,
 }
 
+/// What [`THOROUGH`] says.
+pub fn stride() -> Option<usize> {
+    std::env::var(THOROUGH).ok().map(|text| text.parse().unwrap_or(1).max(1))
+}
+
 /// Proves it, on copies of `before`.
 ///
 /// # Errors
 /// It is not so.
 pub fn prove(before: Stage, operation: &Operation<'_>) -> Result<Report> {
-    let thorough = std::env::var_os(THOROUGH).is_some();
+    let stride = stride();
     let old = look(&before.folder).context("before")?;
     let kvm = Kvm::detect() != Kvm::None;
     let mut proof = Proof {
@@ -170,7 +175,7 @@ pub fn prove(before: Stage, operation: &Operation<'_>) -> Result<Report> {
         report: Report::default(),
     };
     let mut wrong = Vec::new();
-    for uring in if thorough { &[false, true][..] } else { &[false][..] } {
+    for uring in if stride.is_some() { &[false, true][..] } else { &[false][..] } {
         let whole = proof.before.copy()?;
         let outcome = whole.traced(operation.verb, Plan { at: None, uring: *uring, from: &[] })?;
         ensure!(outcome.code == Some(0), "undisturbed: {outcome:?}");
@@ -185,7 +190,10 @@ pub fn prove(before: Stage, operation: &Operation<'_>) -> Result<Report> {
         let every = |what: usize| -> BTreeSet<usize> {
             // Spread evenly, and not the same for all that can happen.
             let samples = SAMPLES.min(calls);
-            if thorough { (0..calls).collect() } else { (0..samples).map(|i| (i * calls + what) / samples).collect() }
+            match stride {
+                Some(stride) => (what % stride..calls).step_by(stride).collect(),
+                None => (0..samples).map(|i| (i * calls + what) / samples).collect(),
+            }
         };
         for (what, act) in
             [Act::Kill, Act::Tear, Act::Fail(libc::ENOSPC), Act::Fail(libc::EIO), Act::Full].into_iter().enumerate()
