@@ -108,6 +108,7 @@ pub fn describe_snapshot(
         client.command(&request).map_err(JobError::of(&machine))?;
     } else {
         let _lock = machine.lock()?;
+        machine.finish_what_was_begun()?;
         machine.describe_snapshot(&saved.id, name, note)?;
     }
     Ok(machine)

@@ -15,8 +15,10 @@ use crate::orangery;
 
 /// With this variable set to 1 every call is interrupted in every way, not a few; to another number, every so many-th.
 pub const THOROUGH: &str = "ORANGERY_THOROUGH";
-/// How many calls are interrupted of each operation otherwise.
-const SAMPLES: usize = 4;
+/// How many calls are interrupted of each operation otherwise: by a kill, and in each other way.
+const SAMPLES: (usize, usize) = (3, 2);
+/// How many ways there are.
+const WAYS: usize = 5;
 
 /// A folder with machines and images, and a place for what is not looked at.
 pub struct Stage {
@@ -189,10 +191,10 @@ pub fn prove(before: Stage, operation: &Operation<'_>) -> Result<Report> {
         proof.report.calls = proof.report.calls.max(calls);
         let every = |what: usize| -> BTreeSet<usize> {
             // Spread evenly, and not the same for all that can happen.
-            let samples = SAMPLES.min(calls);
+            let samples = if what == 0 { SAMPLES.0 } else { SAMPLES.1 }.min(calls);
             match stride {
                 Some(stride) => (what % stride..calls).step_by(stride).collect(),
-                None => (0..samples).map(|i| (i * calls + what) / samples).collect(),
+                None => (0..samples).map(|i| (i * WAYS + what + 1) * (calls - 1) / (samples * WAYS)).collect(),
             }
         };
         for (what, act) in

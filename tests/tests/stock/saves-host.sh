@@ -33,7 +33,9 @@ orangery create saved --memory 512 --cpus 2 --net none --new-disk 32M --kernel "
     --cmdline 'console=ttyS0 quiet panic=-1'
 orangery start saved --headless
 wait_for saved 2
+echo "it works after $SECONDS s"
 wait_for_fio saved 0
+echo "fio has verified after $SECONDS s"
 before=$(behind saved)
 orangery suspend saved
 round=$(number saved)
@@ -63,10 +65,11 @@ orangery snapshot delete saved point
 wait_for saved $((now + 1))
 wait_for other $((round + 4))
 echo "ok delete"
+echo "all else is done after $SECONDS s"
 # Each was in the middle of it when it was saved.
 for machine in saved other; do
     wait_for_fio "$machine" "$(verified "$machine")"
-    echo "$machine: fio verified $(verified "$machine") times"
+    echo "$machine: fio verified $(verified "$machine") times, after $SECONDS s"
 done
 echo "ok fio"
 grep -h stopped "$ORANGERY_LIBRARY"/saved/logs/orangery.log* || true

@@ -12,7 +12,7 @@ done > /disk/program.c
     runs=0
     while true; do
         /usr/bin/fio --name=verify --filename=/disk/fio --size=1m --bs=4k --rw=randwrite --direct=1 --ioengine=libaio \
-            --iodepth=8 --thread --randrepeat=0 --loops=2 --verify=crc32c --do_verify=1 --verify_fatal=1 --fsync=64 \
+            --iodepth=8 --thread --randrepeat=0 --verify=crc32c --do_verify=1 --verify_fatal=1 --fsync=64 \
             --verify_state_save=0 --output=/tmp/fio.log || { cat /tmp/fio.log; echo "FAILED fio"; }
         runs=$((runs + 1))
         echo "fio verified $runs times ."
