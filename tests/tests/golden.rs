@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use orangery_tests::crash::{Stage, look, write};
+use orangery_tests::crash::{Stage, State, look, write};
 use orangery_tests::kvm::Kvm;
 use orangery_tests::{project, report};
 
@@ -42,7 +42,7 @@ fn tar(args: &[&str]) {
 }
 
 fn pack(stage: &Stage, name: &str) {
-    let facts = look(&stage.folder).unwrap().facts;
+    let facts = packed(look(&stage.folder).unwrap());
     // Beside the machines it would be taken for an image.
     std::fs::write(stage.folder.join("a").join(FACTS), serde_json::to_vec_pretty(&facts).unwrap()).unwrap();
     let to = folder().join(format!("{name}.tar.zst"));
@@ -59,8 +59,15 @@ fn unpack(path: &Path) -> Stage {
     let facts = std::fs::read(stage.folder.join("a").join(FACTS)).unwrap();
     let facts: BTreeMap<String, String> = serde_json::from_slice(&facts).unwrap();
     assert!(facts.len() > 5, "{facts:?}");
-    assert_eq!(look(&stage.folder).unwrap().facts, facts, "{}", path.display());
+    assert_eq!(packed(look(&stage.folder).unwrap()), facts, "{}", path.display());
     stage
+}
+
+/// What is kept of a state: with the files that RAM is in, which nobody has changed.
+fn packed(state: State) -> BTreeMap<String, String> {
+    let mut facts = state.facts;
+    facts.extend(state.layers);
+    facts
 }
 
 #[test]

@@ -150,7 +150,10 @@ pub fn describe_snapshot(
     let saved = library.load(which)?.snapshot(snapshot)?;
     let (name, note) = (name.unwrap_or(&saved.about.name), note.unwrap_or(&saved.about.note));
     let request = Request::DescribeSnapshot { snapshot: saved.id.clone(), name: name.into(), note: note.into() };
-    ask_or_do(library, which, &request, &mut |_, _| true, |machine, _| machine.describe_snapshot(&saved.id, name, note))
+    ask_or_do(library, which, &request, &mut |_, _| true, |machine, _| {
+        machine.finish_what_was_begun()?;
+        machine.describe_snapshot(&saved.id, name, note)
+    })
 }
 
 /// Deletes a snapshot of a machine, which may run; what came after it stays.

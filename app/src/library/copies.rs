@@ -81,6 +81,9 @@ impl Library {
             (Err(LibraryError::Running { .. }), Some(_)) => None,
             (lock, _) => Some(lock?),
         };
+        if lock.is_some() {
+            source.finish_what_was_begun()?;
+        }
         let checkpoints = source.checkpoints();
         let point = match (&wish.of, source.goes_on_from()?) {
             (Some(wanted), _) => Some(source.snapshot(wanted)?),
@@ -97,11 +100,17 @@ impl Library {
             (Some(_), Some(point)) => snapshots::kept_files(&checkpoints.store().path(&point.id)),
             _ => source.loose_files()?,
         };
-        // What the machine is now is shared: it goes on with images of its own.
+        // What the machine is now is shared: it goes on with images of its own, from before another has those that it had.
         let overlays = match (&wish.of, wish.full) {
             (None, false) => source.make_overlays(&super::Checkpoints::new_id()?)?,
             _ => Vec::new(),
         };
+        let changed = source.with_overlays(&overlays);
+        if !overlays.is_empty() {
+            changed.write().inspect_err(|_| {
+                source.go_back_to_images(&overlays);
+            })?;
+        }
         let made = self.make_copy(&then, &wish.name, |machine| {
             if wish.full {
                 copy_disks(&then, machine, progress)?;
@@ -121,19 +130,11 @@ impl Library {
             }
             Ok(())
         });
-        let shared = made.and_then(|made| {
-            let changed = source.with_overlays(&overlays);
-            if !overlays.is_empty() {
-                changed.write().inspect_err(|_| drop(std::fs::remove_dir_all(made.folder())))?;
-            }
+        if made.is_ok() || !source.go_back_to_images(&overlays) {
             *source = changed;
-            Ok(made)
-        });
-        if shared.is_err() {
-            source.remove_overlays(&overlays);
         }
         drop(lock);
-        shared
+        made
     }
 
     /// Makes a machine like `source` in a folder of its own, which `fill` fills; it writes the machine's file last.
@@ -165,13 +166,14 @@ impl Library {
             net.mac = Some(Mac([0x52, 0x54, 0, b, c, d]));
         }
         let made = (|| {
-            {
+            let _lock = {
                 let _guard = self.guard()?;
                 self.refuse_taken(&machine.name, None)?;
                 self.sweep_unfinished();
                 make_folders(&building.join(FOLDER))?;
-            }
-            let _lock = lock::VmLock::take(&building, false).map_err(LibraryError::io("lock", &building))?;
+                // Before anybody else looks for what is unfinished.
+                lock::VmLock::take(&building, false).map_err(LibraryError::io("lock", &building))?
+            };
             make_folders(&machine.logs())?;
             fill(&mut machine)?;
             let disks = building.join(FOLDER);
@@ -189,8 +191,18 @@ impl Library {
         made
     }
 
-    /// Removes what processes left that were killed while they made a copy. The caller has the library's lock.
-    fn sweep_unfinished(&self) {
+    /// Removes what processes left that were killed while they made a copy.
+    ///
+    /// # Errors
+    /// The library can't be locked.
+    pub(crate) fn remove_unfinished_copies(&self) -> Result<(), LibraryError> {
+        let _guard = self.guard()?;
+        self.sweep_unfinished();
+        Ok(())
+    }
+
+    /// The same. The caller has the library's lock.
+    pub(super) fn sweep_unfinished(&self) {
         for entry in std::fs::read_dir(self.root()).into_iter().flatten().flatten() {
             let left = entry.file_name().to_str().is_some_and(|name| name.starts_with(UNFINISHED));
             // Whoever makes one holds it.

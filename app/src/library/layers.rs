@@ -101,12 +101,19 @@ impl Machine {
         }
     }
 
-    /// Has the machine's file name the images again that there were before these were made. Where it can't be written it may
-    /// name these, durably or not, and they stay.
-    pub(crate) fn go_back_to_images(&self, overlays: &[Overlay]) {
-        if self.write().is_ok() {
+    /// Has the machine's file name the images again that there were before these were made, and says whether it does. Where it
+    /// can't be written it may name these, durably or not, and they stay; so they do where another machine has those that there
+    /// were by now, which nobody may write to any more.
+    pub(crate) fn go_back_to_images(&self, overlays: &[Overlay]) -> bool {
+        if overlays.is_empty() {
+            return true;
+        }
+        let shared = overlays.iter().any(|overlay| !is_own(&self.resolve(&overlay.below)));
+        let back = !shared && self.write().is_ok();
+        if back {
             self.remove_overlays(overlays);
         }
+        back
     }
 
     /// The same machine with these images in the place of what they stand on.
@@ -251,6 +258,11 @@ fn is_overlay(name: &str) -> bool {
     name.starts_with("disk-") && name.ends_with(".qcow2") && name.matches('-').count() == 2
 }
 
+/// Whether an image has this name alone, and may be written to.
+fn is_own(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|meta| meta.nlink() == 1)
+}
+
 impl Images {
     fn read(machine: &Machine) -> Result<Images, LibraryError> {
         let folder = machine.folder().join(FOLDER);
@@ -301,11 +313,6 @@ impl Images {
         on.map(|(above, _)| above.clone()).collect()
     }
 
-    /// Whether it has this name alone, and may be written to.
-    fn is_own(&self, name: &str) -> bool {
-        std::fs::metadata(self.folder.join(name)).is_ok_and(|meta| meta.nlink() == 1)
-    }
-
     /// Two images that can be one: the lower is needed by the upper alone. Those in `fresh` are left as they are.
     fn mergeable(&self, used: &BTreeSet<String>, fresh: &BTreeSet<String>) -> Option<(String, String)> {
         self.below.iter().filter(|(upper, _)| !fresh.contains(*upper)).find_map(|(upper, lower)| {
@@ -314,7 +321,7 @@ impl Images {
             let fits = !used.contains(lower)
                 && self.standing_on(lower).len() == 1
                 && is_overlay(upper)
-                && [upper, lower].into_iter().chain(&above).all(|name| self.is_own(name));
+                && [upper, lower].into_iter().chain(&above).all(|name| is_own(&self.folder.join(name)));
             fits.then(|| (upper.clone(), lower.clone()))
         })
     }

@@ -1,5 +1,5 @@
-//! A machine's disks against a model: it is written, snapshots are taken, gone back to and deleted in any order, and every
-//! state that is kept is what it was, byte for byte.
+//! Machines' disks against a model: they are written, snapshots are taken, gone back to and deleted, the timeline gets thinner, and
+//! copies are made and thrown away, in any order, and every state that is kept of any of them is what it was, byte for byte.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,11 +8,15 @@ use proptest::prelude::*;
 use vmm_core::backend::disk::{self, Buffers, Disk, OpenOptions, Request, Scratch};
 
 use vmm_core::config::Boot;
+use vmm_core::vm::DiskSwitch;
 
 use crate::library::checkpoints::{ABOUT, Kind};
-use crate::library::{CloneWish, HostLimits, Library, LibraryError, Machine, NewDisk, NewMachine, Timeline};
+use crate::library::layers::GoOn;
+use crate::library::{CloneWish, HostLimits, Library, LibraryError, Machine, NewDisk, NewMachine, Timeline, Timestamp};
 
 const SIZE: usize = 1 << 20;
+/// Machines at a time.
+const MOST: usize = 4;
 
 fn open(path: &Path, readonly: bool) -> Box<dyn Disk> {
     disk::open(path, OpenOptions { readonly, direct: false }).unwrap()
@@ -44,24 +48,48 @@ fn write(path: &Path, offset: usize, bytes: &[u8]) {
     disk.settle().unwrap();
 }
 
+/// What is done to one of the machines, each chosen by a number.
 #[derive(Debug, Clone)]
 enum Step {
-    Write { sector: usize, count: usize, byte: u8 },
+    Write {
+        sector: usize,
+        count: usize,
+        byte: u8,
+    },
     Take,
+    /// Back to a snapshot or to a checkpoint of the timeline.
     Restore(usize),
-    Delete(usize),
-    Clone { of: Option<usize>, full: bool },
+    Delete {
+        point: usize,
+        running: bool,
+    },
+    Timeline(bool),
+    /// The checkpoints of the timeline are so many hours old, in turn; then there are too many.
+    Thin {
+        hours: u64,
+        running: bool,
+    },
+    Clone {
+        of: Option<usize>,
+        full: bool,
+    },
+    Fork,
+    Trash,
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let sectors = SIZE / 512;
     prop_oneof![
-        4 => (0..sectors, 1..200usize, 1..=255u8)
+        8 => (0..sectors, 1..200usize, 1..=255u8)
             .prop_map(move |(sector, count, byte)| Step::Write { sector, count: count.min(sectors - sector), byte }),
-        3 => Just(Step::Take),
-        2 => (0..6usize).prop_map(Step::Restore),
-        2 => (0..6usize).prop_map(Step::Delete),
-        2 => (proptest::option::of(0..6usize), any::<bool>()).prop_map(|(of, full)| Step::Clone { of, full }),
+        4 => Just(Step::Take),
+        5 => (0..8usize).prop_map(Step::Restore),
+        4 => (0..8usize, any::<bool>()).prop_map(|(point, running)| Step::Delete { point, running }),
+        2 => any::<bool>().prop_map(Step::Timeline),
+        2 => (1..200u64, any::<bool>()).prop_map(|(hours, running)| Step::Thin { hours, running }),
+        3 => (proptest::option::of(0..8usize), any::<bool>()).prop_map(|(of, full)| Step::Clone { of, full }),
+        2 => Just(Step::Fork),
+        1 => Just(Step::Trash),
     ]
 }
 
@@ -69,80 +97,184 @@ fn top(machine: &Machine) -> std::path::PathBuf {
     machine.resolve(&machine.config.disks[0].path)
 }
 
+/// A machine, and what its disk holds now and at each point that is kept, by id.
+struct Modelled {
+    machine: Machine,
+    now: Vec<u8>,
+    kept: Vec<(String, Vec<u8>)>,
+}
+
+impl Modelled {
+    fn point(&self, number: usize) -> Option<(String, Vec<u8>)> {
+        self.kept.get(number % self.kept.len().max(1)).cloned()
+    }
+
+    /// What its points are by now: those that are new hold what it held before, those that are gone may be.
+    fn look_at_points(&mut self, before: &[u8]) {
+        let points = [self.machine.snapshots().unwrap(), self.machine.timeline_points().unwrap()].concat();
+        self.kept.retain(|(id, _)| points.iter().any(|point| point.id == *id));
+        for point in points {
+            if !self.kept.iter().any(|(id, _)| *id == point.id) {
+                self.kept.push((point.id, before.to_vec()));
+            }
+        }
+    }
+
+    fn restore(&mut self, id: &str, bytes: &[u8]) {
+        self.machine.restore_snapshot(id, false).unwrap();
+        let before = std::mem::replace(&mut self.now, bytes.to_vec());
+        self.look_at_points(&before);
+    }
+
+    /// Does something that may happen while it runs, with a guest that writes before and meanwhile where it does.
+    fn while_it_runs(&mut self, running: bool, act: impl FnOnce(&mut Machine, Option<GoOn<'_>>)) {
+        let image = std::cell::RefCell::new(top(&self.machine));
+        let now = std::cell::RefCell::new(std::mem::take(&mut self.now));
+        let guest_writes = |byte: u8| {
+            write(&image.borrow(), 8192, &[byte; 1536]);
+            now.borrow_mut()[8192..9728].fill(byte);
+        };
+        let go_on = |switches: Vec<DiskSwitch>| {
+            guest_writes(0xd1);
+            for DiskSwitch { disk: _, path, onto } in switches {
+                if let Some((below, format)) = onto {
+                    disk::rebase_header(&path, Some((&below, format))).unwrap();
+                }
+                *image.borrow_mut() = path;
+            }
+            guest_writes(0xd2);
+            Ok(())
+        };
+        act(&mut self.machine, if running { Some(&go_on) } else { None });
+        if running {
+            guest_writes(0xd3);
+        }
+        self.now = now.into_inner();
+    }
+}
+
+/// The machines never know of one another: what is done to one changes that alone.
+fn all_are_what_they_were(library: &Library, all: &[Modelled]) -> Result<(), TestCaseError> {
+    for one in all {
+        prop_assert!(read(&top(&one.machine)) == one.now, "{}", one.machine.name);
+        // What is written down is what is in hand.
+        prop_assert_eq!(&library.load(&one.machine.name).unwrap(), &one.machine);
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_snapshot_that_is_kept_is_what_it_was(steps in proptest::collection::vec(step(), 1..20)) {
+    fn every_state_that_is_kept_of_any_copy_is_what_it_was(
+        steps in proptest::collection::vec((0..4usize, step()), 1..40)
+    ) {
         let dir = tempfile::tempdir().unwrap();
-        let library = Library::open(dir.path()).unwrap();
-        let mut new = NewMachine::with_defaults("a", &HostLimits::read(dir.path()));
-        (new.memory_mib, new.disks) = (64, vec![NewDisk::create(SIZE as u64)]);
-        let mut machine = library.create(&new).unwrap();
-        let mut model = vec![0; SIZE];
-        let mut kept: Vec<(String, Vec<u8>)> = Vec::new();
-        let mut clones: Vec<(String, Vec<u8>)> = Vec::new();
-        for (number, step) in steps.into_iter().enumerate() {
+        let (library, machine) = machine_with_disk(dir.path());
+        let mut all = vec![Modelled { machine, now: vec![0; SIZE], kept: Vec::new() }];
+        for (number, (which, step)) in steps.into_iter().enumerate() {
+            let count = all.len();
+            let one = &mut all[which % count];
+            let (mut made, mut gone) = (None, false);
             match step {
                 Step::Write { sector, count, byte } => {
                     let range = sector * 512..(sector + count) * 512;
-                    write(&top(&machine), range.start, &vec![byte; range.len()]);
-                    model[range].fill(byte);
+                    write(&top(&one.machine), range.start, &vec![byte; range.len()]);
+                    one.now[range].fill(byte);
                 }
                 Step::Take => {
-                    let name = format!("s{number}");
-                    machine.take_snapshot(&name, "").unwrap();
-                    kept.push((name, model.clone()));
+                    let id = one.machine.take_snapshot(&format!("s{number}"), "").unwrap();
+                    one.kept.push((id, one.now.clone()));
                 }
-                Step::Restore(i) => {
-                    if let Some((name, bytes)) = kept.get(i) {
-                        machine.restore_snapshot(name, false).unwrap();
-                        model.clone_from(bytes);
+                Step::Restore(point) => {
+                    if let Some((id, bytes)) = one.point(point) {
+                        one.restore(&id, &bytes);
                     }
                 }
-                Step::Delete(i) => {
-                    if i < kept.len() {
-                        machine.delete_snapshot_at_rest(&kept.remove(i).0, &mut |_, _| true).unwrap();
+                Step::Delete { point, running } => {
+                    if let Some((id, _)) = one.point(point) {
+                        one.while_it_runs(running, |machine, go_on| {
+                            machine.delete_snapshot(&id, go_on, &mut |_, _| true).unwrap();
+                        });
+                        one.kept.retain(|(other, _)| *other != id);
                     }
                 }
-                Step::Clone { of, full } => {
-                    let of = of.and_then(|i| kept.get(i));
-                    let name = format!("c{number}");
-                    let wish = CloneWish { of: of.map(|of| of.0.clone()), name: name.clone(), full };
-                    let clone = library.clone_machine(&mut machine, &wish, &mut |_, _| true).unwrap();
-                    let bytes = of.map_or(&model, |of| &of.1).clone();
-                    prop_assert!(read(&top(&clone)) == bytes);
-                    // What one writes the other does not see.
-                    write(&top(&clone), 512, &[0xee; 1024]);
-                    let mut bytes = bytes;
-                    bytes[512..1536].fill(0xee);
-                    clones.push((name, bytes));
+                Step::Timeline(on) => {
+                    one.machine.timeline = on.then(Timeline::default);
+                    library.save(&one.machine).unwrap();
                 }
+                Step::Thin { hours, running } => {
+                    let now = Timestamp::now();
+                    let points = one.machine.timeline_points().unwrap();
+                    for (age, point) in points.iter().rev().enumerate() {
+                        let mut saved = one.machine.snapshot(&point.id).unwrap();
+                        saved.about.created = Timestamp(now.0 - age as u64 * hours * 3600);
+                        one.machine.checkpoints().describe(&saved.id, &saved.about).unwrap();
+                    }
+                    let others = one.machine.snapshots().unwrap().len();
+                    one.while_it_runs(running, |machine, go_on| {
+                        machine.thin_timeline(Timeline::default(), go_on, &mut |_, _| true).unwrap();
+                    });
+                    let left = one.machine.timeline_points().unwrap();
+                    prop_assert_eq!(left.last().map(|point| &point.id), points.last().map(|point| &point.id));
+                    prop_assert_eq!(one.machine.snapshots().unwrap().len(), others);
+                    one.kept.retain(|(id, _)| {
+                        !points.iter().any(|point| point.id == *id) || left.iter().any(|point| point.id == *id)
+                    });
+                }
+                Step::Clone { of, full } if count < MOST => {
+                    let of = of.and_then(|point| one.point(point));
+                    let (id, bytes) = of.map_or_else(|| (None, one.now.clone()), |(id, bytes)| (Some(id), bytes));
+                    let wish = CloneWish { of: id, name: format!("c{number}"), full };
+                    let machine = library.clone_machine(&mut one.machine, &wish, &mut |_, _| true).unwrap();
+                    made = Some(Modelled { machine, now: bytes, kept: Vec::new() });
+                }
+                // As the process does that runs the machine.
+                Step::Fork if count < MOST => {
+                    let overlays = one.machine.make_overlays(&crate::library::Checkpoints::new_id().unwrap()).unwrap();
+                    let changed = one.machine.with_overlays(&overlays);
+                    changed.write().unwrap();
+                    let machine = library.make_fork(&one.machine, &format!("f{number}")).unwrap();
+                    one.machine = changed;
+                    made = Some(Modelled { machine, now: one.now.clone(), kept: Vec::new() });
+                }
+                Step::Trash if count > 1 => {
+                    library.trash(&one.machine.name).unwrap();
+                    library.empty_trash().unwrap();
+                    gone = true;
+                }
+                Step::Clone { .. } | Step::Fork | Step::Trash => {}
             }
-            prop_assert!(read(&top(&machine)) == model);
-            // What is written down is what is in hand.
-            prop_assert_eq!(&library.load("a").unwrap(), &machine);
+            all.extend(made);
+            if gone {
+                all.remove(which % count);
+            }
+            all_are_what_they_were(&library, &all)?;
         }
-        for (name, bytes) in &kept {
-            machine.restore_snapshot(name, false).unwrap();
-            prop_assert!(&read(&top(&machine)) == bytes, "{}", name);
+        for index in 0..all.len() {
+            for (id, bytes) in all[index].kept.clone() {
+                all[index].restore(&id, &bytes);
+                prop_assert!(read(&top(&all[index].machine)) == bytes, "{}", id);
+            }
         }
-        for (name, _) in kept {
-            machine.delete_snapshot_at_rest(&name, &mut |_, _| true).unwrap();
-        }
-        if clones.is_empty() {
-            let left = std::fs::read_dir(machine.folder().join("disks")).unwrap().count();
-            prop_assert_eq!(left, 1, "all is one image again");
-        }
-        // Each stands without the others.
-        library.trash("a").unwrap();
-        library.empty_trash().unwrap();
-        for (name, bytes) in &clones {
-            let mut clone = library.load(name).unwrap();
-            prop_assert!(&read(&top(&clone)) == bytes, "{}", name);
-            clone.take_snapshot("s", "").unwrap();
-            clone.delete_snapshot_at_rest("s", &mut |_, _| true).unwrap();
-            prop_assert!(&read(&top(&clone)) == bytes, "{}", name);
+        all_are_what_they_were(&library, &all)?;
+        // Each stands without the others; and once nobody shares anything, and nothing is kept, each is one image.
+        while let Some(mut last) = all.pop() {
+            let ids: Vec<String> = last.kept.drain(..).map(|(id, _)| id).collect();
+            for id in ids {
+                last.machine.delete_snapshot_at_rest(&id, &mut |_, _| true).unwrap();
+            }
+            prop_assert!(read(&top(&last.machine)) == last.now, "{}", last.machine.name);
+            if all.is_empty() {
+                let id = last.machine.take_snapshot("s", "").unwrap();
+                last.machine.delete_snapshot_at_rest(&id, &mut |_, _| true).unwrap();
+                prop_assert_eq!(std::fs::read_dir(last.machine.folder().join("disks")).unwrap().count(), 1);
+                prop_assert!(read(&top(&last.machine)) == last.now);
+            }
+            library.trash(&last.machine.name).unwrap();
+            library.empty_trash().unwrap();
+            all_are_what_they_were(&library, &all)?;
         }
     }
 }

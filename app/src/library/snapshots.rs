@@ -174,7 +174,7 @@ impl Machine {
             // One that is there after all keeps its images.
             match checkpoints.store().has(&id) {
                 true => *self = changed,
-                false => self.go_back_to_images(&overlays),
+                false => _ = self.go_back_to_images(&overlays),
             }
             return Err(error);
         }

@@ -81,6 +81,8 @@ impl Library {
     /// A folder cannot be removed; the others are gone.
     pub fn empty_trash(&self) -> Result<usize, LibraryError> {
         let _guard = self.guard()?;
+        // Who empties it wants the space.
+        self.sweep_unfinished();
         let trash = self.root.join(FOLDER);
         let items = match std::fs::read_dir(&trash) {
             Ok(items) => items,

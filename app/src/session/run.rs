@@ -94,6 +94,7 @@ pub fn run(
     let _ = checkpoints.store().collect();
     machine.finish_what_was_begun()?;
     let _ = machine.discard_unsaved();
+    let _ = library.remove_unfinished_copies();
     let unsaved = manner.without_saving.then(|| machine.unsaved()).transpose()?;
     let suspended = match (handover, machine.goes_on_from()?) {
         (Some(Handover { state, layers }), _) => {

@@ -128,9 +128,7 @@ impl Session {
         let mut changed = machine.with_overlays(&overlays);
         let undo = |why: String| {
             // Only where the machine goes on with the old images.
-            if machine.write().is_ok() {
-                machine.remove_overlays(&overlays);
-            }
+            machine.go_back_to_images(&overlays);
             why
         };
         changed.write().map_err(|error| undo(said(error)))?;
@@ -257,17 +255,16 @@ impl Session {
         let overlays = machine.make_overlays(&id).map_err(said)?;
         let changed = machine.with_overlays(&overlays);
         let undo = |why: String| {
-            if machine.write().is_ok() {
-                machine.remove_overlays(&overlays);
-            }
+            machine.go_back_to_images(&overlays);
             why
         };
+        // From before another has the images that it writes to: whenever this process ends, it goes on with its own.
+        changed.write().map_err(|error| undo(said(error)))?;
         let fork = library.make_fork(&machine, name).map_err(|error| undo(said(error)))?;
         let give_up = |why: String| {
             let _ = std::fs::remove_dir_all(fork.folder());
             why
         };
-        changed.write().map_err(|error| undo(give_up(said(error))))?;
         let (checkpoint, stopped) =
             self.vm.fork(changed.switches(&overlays)).map_err(|error| undo(give_up(said(error))))?;
         let headless = self.raise.get().is_none();

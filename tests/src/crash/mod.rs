@@ -6,6 +6,6 @@ mod proof;
 mod state;
 mod tracer;
 
-pub use proof::{Operation, Report, Stage, THOROUGH, prove, write};
+pub use proof::{Operation, Report, Stage, THOROUGH, prove, stride, write};
 pub use state::{State, look};
 pub use tracer::{Act, Call, Outcome, Plan, run};

@@ -10,7 +10,7 @@ use super::Call;
 const LOCKS: &[&str] = &["vm.lock", ".lock"];
 
 /// What is wrong with the order of an operation's calls, in words. A file that is written is to be flushed before it, or a folder
-/// above it, is renamed, and before the end; a folder that gets or gives a name, before the end.
+/// above it, is renamed, and before the end; a folder that gets or gives a name, before the end. What is removed again need not be.
 pub fn violations(calls: &[Call]) -> Vec<String> {
     let (mut files, mut folders, mut wrong) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
     let parent = |path: &Path| path.parent().map(PathBuf::from).unwrap_or_default();
@@ -22,6 +22,10 @@ pub fn violations(calls: &[Call]) -> Vec<String> {
         match call.name {
             "write" | "pwrite" | "writev" | "pwritev" | "ftruncate" | "truncate" => drop(files.insert(path.clone())),
             "fsync" | "fdatasync" => {
+                files.remove(path);
+                folders.remove(path);
+            }
+            "unlink" | "unlinkat" | "rmdir" => {
                 files.remove(path);
                 folders.remove(path);
             }

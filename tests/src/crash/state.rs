@@ -1,8 +1,10 @@
 //! What a library of machines and a folder of images hold, for the one who compares: every state that a machine can be in or
 //! go back to, byte by byte, and what should not be there.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,13 +12,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use vmm_core::backend::disk::{self, Buffers, Disk, Format, OpenOptions, Request, Scratch};
-use vmm_core::checkpoint::Store;
+use vmm_core::checkpoint::{Checkpoint, Store};
 
 /// What there is.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct State {
     /// What matters to a person: what it is about, and what it holds.
     pub facts: BTreeMap<String, String>,
+    /// The files that the RAM of each point is in.
+    pub layers: BTreeMap<String, String>,
     /// Images with space that is counted and not used: `qemu-img check` says so, or they were not closed cleanly.
     pub leaks: BTreeSet<String>,
     /// Files that nobody needs.
@@ -68,11 +72,15 @@ fn machine(folder: &Path, prefix: &str, state: &mut State) -> Result<()> {
     let now: toml::Table = text.parse().context("machine.toml is damaged")?;
     let name = format!("{prefix}{}", now.get("name").and_then(toml::Value::as_str).context("a machine has no name")?);
     let mut needed = BTreeSet::new();
-    disks(folder, &now, &name, &mut needed, state)?;
+    disks(folder, &now, &format!("{name}: "), &mut needed, &mut state.facts)?;
     let written = needed.clone();
     let text = |field: &str| now.get(field).and_then(toml::Value::as_str);
     if text("resume").is_some() {
         state.facts.insert(format!("{name}: goes on"), "from a snapshot".into());
+    }
+    let timeline = now.get("timeline").map(ToString::to_string);
+    if let Some(timeline) = &timeline {
+        state.facts.insert(format!("{name}: keeps a timeline"), timeline.clone());
     }
     // It is on its way back to a snapshot: the rest follows before anything else is done.
     let restoring = text("restoring").map(|id| folder.join("checkpoints").join(id));
@@ -83,14 +91,15 @@ fn machine(folder: &Path, prefix: &str, state: &mut State) -> Result<()> {
         state.facts.insert(format!("{name}: {file}"), crc(&fs::read(path)?));
     }
     let mut kept = BTreeSet::new();
-    checkpoints(folder, &name, restoring.is_some(), &mut kept, state)?;
+    let left = restoring.map(|_| if timeline.is_some() { "timeline" } else { "" });
+    checkpoints(folder, &name, left, &mut kept, state)?;
     // What goes on in the image of a snapshot changes the snapshot. One that was suspended goes on with its own.
     let suspended = state.facts.keys().any(|fact| fact.starts_with(&format!("{name}: suspended")));
     ensure!(suspended || written.is_disjoint(&kept), "{name} writes to what a snapshot has: {written:?}");
     needed.append(&mut kept);
     // What is there, and what of it is needed.
     for file in names(folder)? {
-        if file.starts_with('.') && !file.starts_with(".machine.toml.") {
+        if file.starts_with('.') && !file.starts_with(".machine.toml.") || file == "unsaved" {
             state.junk.insert(format!("{name}: {file}"));
         }
     }
@@ -112,6 +121,9 @@ fn machine(folder: &Path, prefix: &str, state: &mut State) -> Result<()> {
     }
     if let Some(image) = written.iter().find(|image| stood_on(image, &all)) {
         bail!("{name} writes to {image}, which another stands on");
+    }
+    for image in &written {
+        ensure!(fs::metadata(images.join(image))?.nlink() == 1, "{name} writes to {image}, which another machine has");
     }
     state.images += names(&images)?.len();
     let left = names(&images)?.into_iter().filter(|image| !reached.contains(image));
@@ -147,22 +159,23 @@ fn disks(
     file: &toml::Table,
     what: &str,
     needed: &mut BTreeSet<String>,
-    state: &mut State,
+    facts: &mut BTreeMap<String, String>,
 ) -> Result<()> {
     let disks = file.get("disks").and_then(toml::Value::as_array).into_iter().flatten();
     for (number, one) in disks.enumerate() {
         let path = one.get("path").and_then(toml::Value::as_str).context("a disk has no path")?;
-        state.facts.insert(format!("{what}: disk {number}"), contents(&folder.join(path))?);
+        facts.insert(format!("{what}disk {number}"), contents(&folder.join(path))?);
         needed.insert(path.strip_prefix("disks/").context("a disk is elsewhere")?.into());
     }
     Ok(())
 }
 
-/// Everything in the folder of checkpoints.
+/// Everything in the folder of checkpoints. Of a machine that is on its way back to a snapshot, `left` is what becomes of what it
+/// was suspended in: a point of another kind, or nothing.
 fn checkpoints(
     folder: &Path,
     name: &str,
-    given_up: bool,
+    left: Option<&str>,
     needed: &mut BTreeSet<String>,
     state: &mut State,
 ) -> Result<()> {
@@ -178,39 +191,45 @@ fn checkpoints(
         let about: Value =
             serde_json::from_slice(&fs::read(path.join("about.json"))?).context("about.json is damaged")?;
         let text = |field: &str| about.get(field).and_then(Value::as_str).unwrap_or_default().to_string();
-        if given_up && text("kind") == "suspended" {
-            continue;
-        }
-        let what = format!("{name}: {} {:?}", text("kind"), text("name"));
-        ensure!(!state.facts.contains_key(&what), "there are two of {what}");
+        let kind = match (text("kind").as_str(), left) {
+            ("suspended", Some("")) => continue,
+            ("suspended", Some(other)) => other.to_string(),
+            (kind, _) => kind.to_string(),
+        };
+        let mut found = BTreeMap::new();
         // That it can be read is the claim; its own checksums are checked there.
-        let loaded = store.load(id).with_context(|| format!("{what} can't be loaded"))?;
+        let loaded = store.load(id).with_context(|| format!("{name}: {kind} {:?} can't be loaded", text("name")))?;
         let sections: Vec<u32> = loaded.sections.iter().map(|section| crc32fast::hash(&section.bytes)).collect();
-        state
-            .facts
-            .insert(what.clone(), format!("{} of RAM, state {:x}", loaded.size, crc32fast::hash(&words(&sections))));
+        found.insert(String::new(), format!("{} of RAM, state {:x}", loaded.size, crc32fast::hash(&words(&sections))));
+        if !text("note").is_empty() {
+            found.insert(": note".into(), text("note"));
+        }
         let manifest = store.manifest(id)?;
         for layer in &manifest.memory.layers {
             layers.insert(layer.clone());
         }
-        let memory: Vec<u32> = manifest
-            .memory
-            .layers
-            .iter()
-            .map(|layer| sparse(&store.path(layer).join("memory")))
-            .collect::<Result<_>>()?;
-        state.facts.insert(format!("{what}: memory"), format!("{:x}", crc32fast::hash(&words(&memory))));
+        found.insert(": memory".into(), memory(&store, &loaded)?);
         let then: toml::Table = text("machine").parse().context("about.json has no machine")?;
-        disks(folder, &then, &what, needed, state)?;
+        disks(folder, &then, ": ", needed, &mut found)?;
         for file in names(&path)?.iter().filter(|file| file.starts_with("tpm-") || *file == "nvram.fd") {
-            state.facts.insert(format!("{what}: {file}"), crc(&fs::read(path.join(file))?));
+            found.insert(format!(": {file}"), crc(&fs::read(path.join(file))?));
         }
+        // What has no name is told by what it holds: two that hold the same are one.
+        let what = match kind.as_str() {
+            "timeline" => format!("{name}: timeline {:08x}", crc32fast::hash(format!("{found:?}").as_bytes())),
+            kind => format!("{name}: {kind} {:?}", text("name")),
+        };
+        let files = manifest.memory.layers.iter().map(|layer| sparse(&store.path(layer).join("memory")));
+        let files = crc32fast::hash(&words(&files.collect::<Result<Vec<_>>>()?));
+        state.layers.insert(format!("{what}: memory"), format!("{files:x}"));
+        ensure!(what.contains(": timeline ") || !state.facts.contains_key(&what), "there are two of {what}");
+        state.facts.extend(found.into_iter().map(|(part, value)| (format!("{what}{part}"), value)));
     }
     for entry in names(&place)? {
         if !ids.contains(&entry) && !layers.contains(&entry) {
             state.junk.insert(format!("{name}: checkpoints/{entry}"));
         }
-        for file in names(&place.join(&entry))?.iter().filter(|file| file.starts_with('.')) {
+        for file in names(&place.join(&entry))?.iter().filter(|file| file.starts_with('.') || file.ends_with(".part")) {
             state.junk.insert(format!("{name}: checkpoints/{entry}/{file}"));
         }
     }
@@ -225,10 +244,31 @@ fn crc(bytes: &[u8]) -> String {
     format!("{} bytes, {:08x}", bytes.len(), crc32fast::hash(bytes))
 }
 
+/// A checksum of what a checkpoint's RAM holds, wherever it is: of the pages that are not zeroes, and where they belong.
+fn memory(store: &Store, loaded: &Checkpoint) -> Result<String> {
+    let (mut sum, mut page, mut files) = (crc32fast::Hasher::new(), vec![0; 4096], BTreeMap::new());
+    for (run, layer) in loaded.pages.iter() {
+        let name = layer.name().context("a layer has no name")?;
+        let path = store.path(name).join("memory");
+        let file = match files.entry(path.clone()) {
+            Entry::Occupied(file) => file.into_mut(),
+            Entry::Vacant(none) => none.insert(fs::File::open(&path)?),
+        };
+        for number in run.first..run.first + run.count {
+            file.read_exact_at(&mut page, number * 4096)
+                .with_context(|| format!("could not read {}", path.display()))?;
+            if page.iter().any(|byte| *byte != 0) {
+                sum.update(&number.to_le_bytes());
+                sum.update(&page);
+            }
+        }
+    }
+    Ok(format!("{:x}", sum.finalize()))
+}
+
 /// A checksum of a sparse file's data, whatever holes it has.
 fn sparse(path: &Path) -> Result<u32> {
     use std::os::fd::AsRawFd;
-    use std::os::unix::fs::FileExt;
     let file = fs::File::open(path).with_context(|| format!("could not open {}", path.display()))?;
     let (length, mut at, mut sum) = (file.metadata()?.len(), 0, crc32fast::Hasher::new());
     let mut block = vec![0; 4096];
