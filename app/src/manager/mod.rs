@@ -619,8 +619,7 @@ impl Manager {
                 (views::file_name(path), facts.sizes.guest, false)
             }
         };
-        let typed = crate::library::size::human(now);
-        self.state.dialog = Some(Dialog::Grow { disk, name, now, typed, kept });
+        self.state.dialog = Some(Dialog::Grow { disk, name, now, typed: String::new(), kept });
     }
 
     fn command(&mut self, command: Command) {

@@ -6,7 +6,7 @@ use egui::{Key, Ui};
 use vmm_core::backend::disk::Format;
 
 use super::dialogs::first_focus;
-use super::snapshot_dialogs::answers;
+use super::snapshot_dialogs::{answers, careful_answers};
 use super::{View, form, machine::file_name};
 use crate::jobs::disks::Size;
 use crate::jobs::{Disk, First};
@@ -111,10 +111,8 @@ pub fn grow(ui: &mut Ui, view: &mut View<'_>, disk: Disk, name: &str, now: u64, 
         }
         Ok(_) => None,
     };
-    // What it has now is no mistake of the person's.
-    let untouched = typed == human(now);
     let hint = format!("It has {} now. Write the new size, or how much more, like +10G", human(now));
-    let note = Note::hint(&hint).or_error(problem.as_deref().filter(|_| !untouched));
+    let note = Note::hint(&hint).or_error(problem.as_deref().filter(|_| !typed.is_empty()));
     let enter = typed_field(ui, "Size", &mut typed, note);
     if kept {
         ui.fine_print("A checkpoint is kept on its timeline first.");
@@ -171,7 +169,7 @@ pub fn switch(ui: &mut Ui, view: &mut View<'_>, machine: String, disk: usize, fo
         "What is on it is copied and compared; the machine then goes on with the copy, and the old image goes. Until then the \
          host needs room for both. It can be cancelled at any time.",
     );
-    if answers(ui, view, Tone::Good, icon::CONVERT, "Convert", None) {
+    if careful_answers(ui, view, Tone::Good, icon::CONVERT, "Convert", None) {
         view.ask(Action::Answer(Request::Disk(Disk::Of { machine, disk }, DiskWork::Switch(format))));
     }
 }

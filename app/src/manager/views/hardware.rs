@@ -109,11 +109,12 @@ fn disks(ui: &mut Ui, view: &mut View<'_>, machine: &Machine, edit: &mut Edit, e
     ui.section("Disks");
     let mut gone = None;
     let changed = edit.is_changed();
-    let Edit { kept, config, .. } = edit;
+    let kept = machine.config.as_ref().map_or(&edit.kept, |kept| kept).disks.clone();
+    let config = &mut edit.config;
     for (i, disk) in config.disks.iter_mut().enumerate() {
         let label = format!("Disk {}", i + 1);
         // Of an image that is not the machine's yet nothing is known.
-        let is_kept = kept.disks.get(i).is_some_and(|kept| kept.path == disk.path);
+        let is_kept = kept.get(i).is_some_and(|kept| kept.path == disk.path);
         let facts = machine.disks.get(i).filter(|_| is_kept);
         let hint = facts.map(|facts| facts.sizes.as_ref().map_or_else(Clone::clone, DiskSizes::words));
         let hint = hint.unwrap_or_default();

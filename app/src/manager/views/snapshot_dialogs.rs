@@ -71,7 +71,7 @@ pub(super) fn answers(
 }
 
 /// The same for what loses something: *Cancel* has the keyboard.
-fn careful_answers(
+pub(super) fn careful_answers(
     ui: &mut Ui,
     view: &mut View<'_>,
     tone: Tone,
