@@ -32,7 +32,7 @@ pub fn perform(out: Out, verb: DiskVerb) -> Result<(), CliError> {
         }
         DiskVerb::Grow { file, size, first } => grow(out, &file, &size, first.into()),
         DiskVerb::Compact { file } => {
-            let (library, disk) = (the_library(), Disk::File(file.clone()));
+            let (library, disk) = (the_library()?, Disk::File(file.clone()));
             let (before, after) =
                 with_progress("Compacting", |progress| disks::compact(library.as_ref(), &disk, progress))?;
             let gained = size::human(before.saturating_sub(after));
@@ -45,10 +45,10 @@ pub fn perform(out: Out, verb: DiskVerb) -> Result<(), CliError> {
     }
 }
 
-/// The person's machines, if there are any: an image may be a disk of one.
-fn the_library() -> Option<Library> {
-    let root = Library::default_root().ok().filter(|root| root.is_dir())?;
-    Library::open(root).ok()
+/// The person's machines, if there are any: an image may be a disk of one, and is not touched where that can't be told.
+fn the_library() -> Result<Option<Library>, CliError> {
+    let root = Library::default_root().ok().filter(|root| root.is_dir());
+    Ok(root.map(Library::open).transpose()?)
 }
 
 fn failed(error: impl std::error::Error + 'static) -> CliError {
@@ -152,7 +152,7 @@ fn create(
 
 fn grow(out: Out, file: &Path, wanted: &str, first: First) -> Result<(), CliError> {
     let wanted: Size = wanted.parse().map_err(|words| CliError::Words(Exit::Usage, words))?;
-    let size = disks::grow(the_library().as_ref(), &Disk::File(file.into()), wanted, first)?;
+    let size = disks::grow(the_library()?.as_ref(), &Disk::File(file.into()), wanted, first)?;
     let text = format!("{} has {} now; grow the guest's partitions in the guest", file.display(), size::human(size));
     out.say(&json!({ "file": file, "virtual_size": size }), &text);
     Ok(())
@@ -168,7 +168,7 @@ fn switch(out: Out, which: &Which, disk: usize, format: Format) -> Result<(), Cl
 }
 
 fn check(out: Out, file: &Path, repair: bool) -> Result<(), CliError> {
-    let (library, disk) = (the_library(), Disk::File(file.into()));
+    let (library, disk) = (the_library()?, Disk::File(file.into()));
     let checked = with_progress("Checking", |progress| disks::check(library.as_ref(), &disk, repair, progress))?;
     let shown = |Checked { path, found }: &Checked| {
         let Findings { leaked, errors, words, data_clusters, free_clusters, marked } = found;

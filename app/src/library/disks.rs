@@ -13,7 +13,7 @@ use super::{LibraryError, Machine};
 #[derive(Debug, thiserror::Error)]
 pub enum DiskRefusal {
     /// There is none of that number.
-    #[error("{name:?} has {count} disks, the first is 0; there is no {disk}")]
+    #[error("{name:?} has no disk {disk}; it has {count}, and the first is 0")]
     None {
         /// The machine.
         name: String,
