@@ -162,6 +162,7 @@ fn any_image_is_looked_at_and_converted() {
     assert!(stage.shows("vmdk") && stage.shows("8 GiB") && stage.shows(problem));
     assert!(is_disabled(&stage, "Grow…") && is_disabled(&stage, "Compact") && is_disabled(&stage, "Check"));
     stage.click("Convert…");
+    assert!(stage.harness.get_by_role_and_label(Role::TextInput, "New file").is_focused());
     retype(&mut stage, "New file", "old.qcow2");
     assert!(is_disabled(&stage, "Convert"));
     retype(&mut stage, "New file", "/home/ann/old.vmdk");
@@ -189,6 +190,7 @@ fn an_image_is_looked_at_when_its_path_is_typed_and_one_that_is_none_is_explaine
     assert!(!stage.shows("qcow2"));
     stage.tell(Update::Image("/home/ann/a.qcow2".into(), Ok(facts("qcow2", &[]))));
     stage.click("Grow…");
+    assert!(stage.harness.get_by_role_and_label(Role::TextInput, "Size").is_focused());
     retype(&mut stage, "Size", "16G");
     stage.click("Grow");
     let disk = || Disk::File("/home/ann/a.qcow2".into());

@@ -10,7 +10,9 @@ use crate::theme::{Note, Tone, UiExt, icon, size};
 /// Draws the open dialog, if one is.
 pub fn show(ui: &mut Ui, view: &mut View<'_>) {
     let Some(dialog) = view.state.dialog.clone() else { return };
-    let closed = modal(ui, "dialog", size::DIALOG, |ui| match dialog {
+    // Of two that follow one another none takes the other for itself: each begins with the keyboard where it belongs.
+    let which = std::mem::discriminant(&dialog);
+    let contents = |ui: &mut Ui| match dialog {
         Dialog::Rename(name, typed) => rename(ui, view, &name, typed),
         Dialog::Confirm(name, verb) => confirm(ui, view, &name, verb),
         Dialog::ResetVariables(name) => reset_variables(ui, view, &name),
@@ -29,7 +31,8 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>) {
         Dialog::Quit => jobs::quit(ui, view),
         Dialog::Keys => keys(ui, view),
         Dialog::About => about(ui, view),
-    });
+    };
+    let closed = modal(ui, "dialog", size::DIALOG, |ui| drop(ui.push_id(which, contents)));
     if closed {
         view.ask(Action::Leave);
     }

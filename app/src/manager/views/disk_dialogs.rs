@@ -141,7 +141,7 @@ pub fn convert(ui: &mut Ui, view: &mut View<'_>, from: &Path, mut to: String, mu
     let enter = typed_field(ui, "New file", &mut to, Note::NONE.or_error(problem));
     ui.field_row(
         "Format",
-        Note::hint("qcow2 images are thin, whatever they are copied to; raw ones are as large as the disk"),
+        Note::hint("A qcow2 image stays small wherever it is copied to; a raw one can be read by all programs"),
         |ui, _| {
             for (choice, label) in [(Format::Qcow2, "qcow2"), (Format::Raw, "raw")] {
                 if ui.radio(format == choice, label).clicked() && format != choice {
