@@ -252,10 +252,10 @@ proptest! {
             }
             all_are_what_they_were(&library, &all)?;
         }
-        for index in 0..all.len() {
-            for (id, bytes) in all[index].kept.clone() {
-                all[index].restore(&id, &bytes);
-                prop_assert!(read(&top(&all[index].machine)) == bytes, "{}", id);
+        for one in &mut all {
+            for (id, bytes) in one.kept.clone() {
+                one.restore(&id, &bytes);
+                prop_assert!(read(&top(&one.machine)) == bytes, "{}", id);
             }
         }
         all_are_what_they_were(&library, &all)?;

@@ -29,7 +29,7 @@ pub struct Target {
 pub(super) enum Source {
     Foreign(ForeignDisk),
     Qcow2(Box<Qcow2Disk>),
-    Raw(RawDisk, File),
+    Raw(Box<RawDisk>, File),
 }
 
 impl Source {
@@ -44,7 +44,7 @@ impl Source {
                 let disk = RawDisk::open(path, options)?;
                 let file =
                     File::open(path).map_err(|source| ToolError::Host { action: "open", path: path.into(), source })?;
-                Source::Raw(disk, file)
+                Source::Raw(Box::new(disk), file)
             }
         })
     }
@@ -76,7 +76,7 @@ impl Source {
         let request = Request::Read { offset, buffers: Buffers::own(&scratch, len) };
         match self {
             Source::Qcow2(disk) => perform(&mut **disk, request).map_err(|error| failed("read", path, error))?,
-            Source::Raw(disk, _) => perform(disk, request).map_err(|error| failed("read", path, error))?,
+            Source::Raw(disk, _) => perform(&mut **disk, request).map_err(|error| failed("read", path, error))?,
             Source::Foreign(disk) => {
                 let mut bytes = vec![0; len];
                 disk.read(offset, &mut bytes).map_err(|error| foreign(path, error))?;
@@ -161,7 +161,7 @@ fn copy_parts(
 ) -> Result<(), ToolError> {
     let result = match source {
         Source::Qcow2(qcow2) => copier.copy(&mut **qcow2, disk, parts, true),
-        Source::Raw(raw, _) => copier.copy(raw, disk, parts, true),
+        Source::Raw(raw, _) => copier.copy(&mut **raw, disk, parts, true),
         Source::Foreign(foreign_disk) => {
             for &(offset, len) in parts.iter() {
                 let mut bytes = vec![0; len as usize];
