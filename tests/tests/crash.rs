@@ -445,15 +445,6 @@ fn a_disk_is_in_its_old_format_or_its_new_one() {
     prove_of_machine(stage, &["disk", "switch", "a", "raw"]);
 }
 
-#[test]
-fn a_disk_of_a_machine_with_a_timeline_grows_wholly_or_not_at_all() {
-    let stage = machine();
-    stage.ok(&["timeline", "on", "a"]).unwrap();
-    // A start would take a checkpoint by itself.
-    let verb = ["disk", "grow", "a/disks/disk-0.img", "2M"];
-    prove(stage, &Operation { verb: &verb, settle: SETTLE, adds: true, ..Operation::default() }).unwrap();
-}
-
 /// Counts a cluster of an image that nothing uses: space is lost.
 fn lose(path: &Path) {
     let mut bytes = std::fs::read(path).unwrap();
