@@ -235,7 +235,7 @@ fn copy_disks(source: &Machine, copy: &mut Machine, progress: Progress<'_>) -> R
     for (index, facts, from) in disks {
         // Thin either way; what was raw is read the fastest as it is.
         let raw = facts.format == Format::Raw;
-        let (format, ending) = if raw { (Format::Raw, "img") } else { (Format::Qcow2, "qcow2") };
+        let (format, ending) = if raw { (Format::Raw, "raw") } else { (Format::Qcow2, "qcow2") };
         let path = PathBuf::from(FOLDER).join(format!("disk-{index}.{ending}"));
         let to = copy.resolve(&path);
         let mut told = |done: u64, _: u64| {

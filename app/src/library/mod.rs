@@ -6,7 +6,7 @@
 //!     machine.toml                what it is (schema 1), replaced whole at every change
 //!     nvram.fd                    its UEFI variables, once it has started
 //!     checkpoints/                what was saved of it while it ran
-//!     disks/disk-0.img            its own disks; paths in machine.toml are relative to the folder
+//!     disks/disk-0.raw            its own disks; paths in machine.toml are relative to the folder
 //!     logs/                       serial.log, debug.log, orangery.log
 //!     vm.lock                     held by the process that runs it
 //!   .trash/2026-…-debian-12/      a deleted machine, until the trash is emptied
@@ -351,7 +351,7 @@ impl NewMachine {
                 DiskConfig { readonly: *readonly, bus: *bus, ..DiskConfig::new(path) }
             }
             NewDisk::Create { size: _, bus } => {
-                DiskConfig { bus: *bus, ..DiskConfig::new(format!("disks/disk-{i}.img")) }
+                DiskConfig { bus: *bus, ..DiskConfig::new(format!("disks/disk-{i}.raw")) }
             }
         });
         VmConfig {

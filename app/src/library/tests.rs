@@ -90,7 +90,7 @@ fn a_machine_is_read_as_it_was_made() {
     let read = library.load(&new.name).unwrap();
     assert_eq!(made, read);
     assert_eq!(made.folder(), library.root().join("debian-12-bookworm"));
-    assert_eq!(made.config.disks[2].path, Path::new("disks/disk-2.img"));
+    assert_eq!(made.config.disks[2].path, Path::new("disks/disk-2.raw"));
     let resolved = made.resolved();
     assert_eq!(std::fs::metadata(&resolved.disks[2].path).unwrap().len(), 2 << 30);
     assert_eq!(resolved.disks[1].path, iso);
@@ -203,8 +203,8 @@ fn a_broken_file_is_told_with_line_and_field_and_hurts_no_other() {
     check("cpus = 1", "cpus = = 1", Some(5), "cpus");
     check("width = 1280", "width = 1", Some(12), "display.width");
     check("width = 1280", "depth = 1", Some(12), "display.depth");
-    check("disks/disk-1.img\"", "disks/disk-1.img\"\nspeed = 2", Some(20), "disks[1].speed");
-    check("disks/disk-1.img", "disks/disk-0.img", Some(19), "disks[1].path");
+    check("disks/disk-1.raw\"", "disks/disk-1.raw\"\nspeed = 2", Some(20), "disks[1].speed");
+    check("disks/disk-1.raw", "disks/disk-0.raw", Some(19), "disks[1].path");
     check("kind = \"bios\"", "kind = \"coreboot\"", Some(9), "boot.kind");
     check("name = \"a\"", "name = \"\"", Some(3), "name");
     check(&made.id, "../../etc", Some(2), "id");
@@ -311,11 +311,11 @@ fn a_copied_folder_is_a_machine_and_gets_an_id_of_its_own_when_it_starts() {
     let made = library.create(&NewMachine { disks: vec![NewDisk::create(1 << 20)], ..plain("a") }).unwrap();
     let copy = library.root().join("copy");
     std::fs::create_dir_all(copy.join("disks")).unwrap();
-    for file in ["machine.toml", "disks/disk-0.img"] {
+    for file in ["machine.toml", "disks/disk-0.raw"] {
         std::fs::copy(made.folder().join(file), copy.join(file)).unwrap();
     }
     let mut copied = library.load("copy").unwrap();
-    assert_eq!(copied.resolved().disks[0].path, copy.join("disks/disk-0.img"));
+    assert_eq!(copied.resolved().disks[0].path, copy.join("disks/disk-0.raw"));
     assert_eq!(copied.id, made.id);
     library.make_id_unique(&mut copied).unwrap();
     assert_ne!(copied.id, made.id);
