@@ -108,7 +108,7 @@ impl Host {
     /// Whether the outer machine has ended by itself, or its kernel has; then its folder holds a file `died` with its last
     /// words.
     fn has_died(&self) -> bool {
-        let dead = |machine: &&Machine| !machine.process.is_running() || has_panicked(&machine.log);
+        let dead = |machine: &&Machine| !machine.process.is_running() || has_given_up(&machine.log);
         let Some(machine) = self.machine.as_ref().filter(dead) else { return false };
         let words = machine.last_words();
         eprintln!("the nested host died: {words}");
@@ -258,7 +258,7 @@ impl Step {
         if self.code.is_none() {
             self.code = match self.exit.try_recv() {
                 Ok(code) => Some(code),
-                Err(TryRecvError::Empty) if Instant::now() < self.limit && !has_panicked(&self.log) => None,
+                Err(TryRecvError::Empty) if Instant::now() < self.limit && !has_given_up(&self.log) => None,
                 Err(_) => {
                     bail!("no answer from the nested host; the end of {}:\n{}", self.log.display(), tail(&self.log))
                 }
@@ -347,7 +347,9 @@ fn outer_machine(exchange: &Path, options: &str) -> Result<Command> {
         .arg("-initrd")
         .arg(&initramfs)
         .arg("-append")
-        .arg(format!("console=ttyS0 quiet panic=-1 mitigations=off nokaslr {options}"))
+        .arg(format!(
+            "console=ttyS0 quiet panic=-1 softlockup_panic=1 watchdog_thresh=30 mitigations=off nokaslr {options}"
+        ))
         .arg("-virtfs")
         .arg("local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap")
         .arg("-virtfs")
@@ -432,9 +434,15 @@ fn read_lossy(path: &Path) -> String {
     fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
 
-/// Whether the outer machine's kernel has given up: a panicking one does not always end the machine.
-fn has_panicked(log: &Path) -> bool {
-    read_lossy(log).contains("Kernel panic - not syncing")
+/// How long the agent may be silent.
+const SILENCE: Duration = Duration::from_secs(120);
+
+/// Whether the outer machine's kernel has given up: a panicking one does not always end the machine, and where the emulator
+/// loses a processor the agent no longer touches its file `alive`.
+fn has_given_up(log: &Path) -> bool {
+    let touched = fs::metadata(log.with_file_name("alive")).and_then(|about| about.modified());
+    let is_silent = touched.is_ok_and(|touched| touched.elapsed().is_ok_and(|passed| passed > SILENCE));
+    is_silent || read_lossy(log).contains("Kernel panic - not syncing")
 }
 
 fn tail(path: &Path) -> String {

@@ -31,6 +31,9 @@ watch_for_mix_up() {
 }
 watch_for_mix_up > /dev/null 2>&1 3>&- &
 
+# The tests see by its age whether this machine is still there.
+while : > "$exchange/alive" && sleep 5; do :; done 3>&- &
+
 if grep -q orangery.shell /proc/cmdline; then
     cd "$exchange/../.."
     TERM=linux setsid --ctty bash -i < /dev/ttyS0 > /dev/ttyS0 2>&1
