@@ -101,7 +101,7 @@ pub fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
         more_is_better: false,
         ours: series("Orangery", space),
         others: vec![
-            series("what changed, once for each that is kept", changed * kept),
+            series("the part that changes, once for each that is kept", changed * kept),
             series("the same for each that was taken", changed * f64::from(POINTS)),
         ],
     });
