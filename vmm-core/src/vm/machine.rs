@@ -200,12 +200,7 @@ impl Machine {
 
     /// Whether sharing RAM now would keep the guest waiting for more than a moment; it may run meanwhile.
     pub(super) fn has_much_to_share(&self) -> Result<bool, CommandError> {
-        let memory = self.kvm.memory();
-        if memory.layers().is_empty() {
-            return Ok(false);
-        }
-        let changed = memory.changed().map_err(not_shared)?;
-        Ok(changed.iter().map(|run| run.count).sum::<u64>() > LITTLE_RAM)
+        Ok(self.kvm.memory().unshared().map_err(not_shared)? > LITTLE_RAM)
     }
 
     /// Begins to share RAM ahead of a fork.

@@ -35,8 +35,8 @@ pub use medium::{BLOCK, Medium};
 pub use memory::{Control, MemoryDisk};
 pub use open::{Facts, Format, Identity, detect, facts, identify, open, open_as};
 pub use qcow2::{
-    CreateError, CreateOptions, Findings, FormatError, Merge as MergeError, Qcow2Disk, Roots, check, commit, create,
-    create_overlay, create_raw, rebase_header, repair_file,
+    CreateError, CreateOptions, Findings, FormatError, Merge as MergeError, Qcow2Disk, Roots, commit, create,
+    create_overlay, create_raw, rebase_header,
 };
 pub use raw::RawDisk;
 pub use switch::{Switch, SwitchDisk};

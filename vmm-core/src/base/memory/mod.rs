@@ -149,14 +149,27 @@ impl GuestMemory {
     pub fn changed(&self) -> io::Result<Vec<PageRun>> {
         match &*self.pages() {
             Pages::File(file) => data(file, self.size),
-            Pages::CopyOnWrite(_) => self.written(PageRun { first: 0, count: self.size / PAGE }),
+            Pages::CopyOnWrite(_) => self.written(&PageMap::open()?, self.all()),
         }
     }
 
+    /// How many pages were written since RAM was shared last; none while it is a file of its own, which needs no copying.
+    pub fn unshared(&self) -> io::Result<u64> {
+        match &*self.pages() {
+            Pages::File(_) => Ok(0),
+            Pages::CopyOnWrite(_) => Ok(self.written(&PageMap::open()?, self.all())?.iter().map(|run| run.count).sum()),
+        }
+    }
+
+    /// All pages.
+    fn all(&self) -> PageRun {
+        PageRun { first: 0, count: self.size / PAGE }
+    }
+
     /// The pages of RAM that are the process's own, inside a run.
-    fn written(&self, inside: PageRun) -> io::Result<Vec<PageRun>> {
+    fn written(&self, map: &PageMap, inside: PageRun) -> io::Result<Vec<PageRun>> {
         let mut runs = Vec::new();
-        PageMap::open()?.written(self.ram.mapping.start(), inside, |run| {
+        map.written(self.ram.mapping.start(), inside, |run| {
             runs.push(run);
             Ok(())
         })?;
@@ -201,7 +214,7 @@ impl GuestMemory {
         let layer = Layer::new(mapping::memory_file(self.size)?);
         let mut pages = self.pages();
         if let Pages::CopyOnWrite(table) = &mut *pages {
-            self.move_to(&layer, &self.written(PageRun { first: 0, count: self.size / PAGE })?, table)?;
+            self.move_to(&layer, &self.written(&PageMap::open()?, self.all())?, table)?;
         }
         drop(pages);
         Ok(self.layers())
@@ -217,10 +230,10 @@ impl GuestMemory {
     pub fn share_ahead(&self, pass: &mut SharePass, until: Instant) -> io::Result<bool> {
         let mut pages = self.pages();
         let Pages::CopyOnWrite(table) = &mut *pages else { return Ok(false) };
-        let end = self.size / PAGE;
+        let (map, end) = (PageMap::open()?, self.size / PAGE);
         while pass.next < end {
             let window = PageRun { first: pass.next, count: WINDOW.min(end - pass.next) };
-            self.move_to(&pass.layer, &self.written(window)?, table)?;
+            self.move_to(&pass.layer, &self.written(&map, window)?, table)?;
             pass.next = window.end();
             if Instant::now() >= until {
                 break;
@@ -232,7 +245,8 @@ impl GuestMemory {
     /// Moves pages that are the process's own to a layer, which had none of them, and puts it into the table. Nobody uses RAM
     /// meanwhile. Clean pages go with them where there would be too many mappings.
     fn move_to(&self, layer: &Arc<Layer>, written: &[PageRun], table: &mut PageTable) -> io::Result<()> {
-        let room = MAX_MAPPINGS.saturating_sub(table.len()).max(1);
+        // A run may cut another in two, and more come with the next layers.
+        let room = (MAX_MAPPINGS.saturating_sub(table.len()) / 4).max(1);
         let mut gap = copy::GAP;
         let mut runs = copy::gather(written, gap);
         while runs.len() > room {
@@ -258,7 +272,7 @@ impl GuestMemory {
         let before = self.ram.mapping.replace_by_copy(&file)?;
         let layer = Layer::new(file);
         let mut table = PageTable::default();
-        table.set(PageRun { first: 0, count: self.size / PAGE }, &layer);
+        table.set(self.all(), &layer);
         *pages = Pages::CopyOnWrite(table);
         Ok(Some((layer, before)))
     }

@@ -33,7 +33,7 @@ pub use commit::{Merge, commit};
 pub(super) use create::format;
 pub use create::{CreateError, CreateOptions, create, create_overlay, create_raw, rebase_header};
 pub use format::FormatError;
-pub use repair::{Findings, check, check_while, repair_file, repair_while};
+pub use repair::{Findings, check, repair_file};
 
 use self::layer::Layer;
 use self::write::Writer;

@@ -162,25 +162,16 @@ fn count(image: &Image, header: &Header, map: &Map, refs: &Refcounts, look: Look
     Ok(census)
 }
 
-/// Compares an image's refcounts with what it uses.
-pub fn check(path: &Path) -> Result<Findings, OpenError> {
-    check_while(path, &mut |_, _| true)
-}
-
-/// The same, given up with an error once `look` says no.
-pub fn check_while(path: &Path, look: Look<'_>) -> Result<Findings, OpenError> {
+/// Compares an image's refcounts with what it uses; given up with an error once `look` says no.
+pub fn check(path: &Path, look: Look<'_>) -> Result<Findings, OpenError> {
     let options = OpenOptions { readonly: true, direct: false };
     let layer = chain::open_one(path, options, Lock::Shared, Some("qcow2"))?;
     check_image(&layer.image, look).map_err(|error| error.on(path))
 }
 
-/// Takes leaked clusters back and counts those that are used. What entries that make no sense name stays as it is.
-pub fn repair_file(path: &Path) -> Result<Findings, OpenError> {
-    repair_while(path, &mut |_, _| true)
-}
-
-/// The same, given up with an error once `look` says no.
-pub fn repair_while(path: &Path, look: Look<'_>) -> Result<Findings, OpenError> {
+/// Takes leaked clusters back and counts those that are used; given up with an error once `look` says no. What entries that make no
+/// sense name stays as it is.
+pub fn repair_file(path: &Path, look: Look<'_>) -> Result<Findings, OpenError> {
     let options = OpenOptions { readonly: false, direct: false };
     let layer = chain::open_one(path, options, Lock::Exclusive, Some("qcow2"))?;
     let mut run = || {

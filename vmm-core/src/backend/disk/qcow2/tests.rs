@@ -74,6 +74,10 @@ fn qemu_io(path: &Path, commands: &[String]) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+fn check(path: &Path) -> Result<Findings, OpenError> {
+    super::check(path, &mut |_, _| true)
+}
+
 /// QEMU finds nothing wrong, not even a leak, and neither do we.
 fn assert_clean(path: &Path) {
     qemu_img(&["check", "-f", "qcow2", path.to_str().unwrap()]);
