@@ -44,7 +44,7 @@ const JOINED: u64 = 256 << 10;
 pub(super) struct Pool<T: Send + 'static> {
     engine: Engine<T>,
     event: Arc<EventFd>,
-    /// Writes in a row to the page cache, which are done together: one call for many costs half.
+    /// Writes in a row to the page cache, which are done together: one call for many costs less.
     held: Option<Held<T>>,
     done: VecDeque<Ended<T>>,
     /// Jobs that have not ended.
