@@ -86,7 +86,7 @@ pub fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
         thread::sleep(Duration::from_secs(1));
     };
     ours.ok(&["pause", "day"])?;
-    let space = on_host(&machine)? - before;
+    let space = on_host(&machine)?.saturating_sub(before) as f64 / 1_048_576.0;
     ours.ok(&["resume", "day"])?;
     ours.wait_for("day", "holds")?;
     ours.ok(&["stop", "day", "--force"])?;
@@ -108,8 +108,8 @@ pub fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// What a folder takes, MiB.
-fn on_host(folder: &Path) -> Result<f64> {
+/// What a folder takes, bytes.
+fn on_host(folder: &Path) -> Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(folder).with_context(|| format!("could not read {}", folder.display()))? {
         let entry = entry.context("could not read a folder")?;
@@ -117,8 +117,8 @@ fn on_host(folder: &Path) -> Result<f64> {
         let Ok(about) = entry.metadata() else { continue };
         bytes += about.blocks() * 512;
         if about.is_dir() {
-            bytes += (on_host(&entry.path())? * 1_048_576.0) as u64;
+            bytes += on_host(&entry.path())?;
         }
     }
-    Ok(bytes as f64 / 1_048_576.0)
+    Ok(bytes)
 }
