@@ -135,7 +135,7 @@ pub enum Loss {
 
 impl Loss {
     /// What the machine is asked for.
-    fn command(self) -> VmCommand {
+    pub fn command(self) -> VmCommand {
         match self {
             Loss::Reset => VmCommand::Reset,
             Loss::PowerOff => VmCommand::PowerOff,

@@ -7,7 +7,7 @@ use vmm_core::backend::disk::tools::{self, Info, Job, Target, ToolError};
 use vmm_core::backend::disk::{Findings, Format};
 
 use super::verbs::{First, JobError, Progress};
-use crate::library::{Library, LibraryError, Machine, lock::VmLock, size};
+use crate::library::{Library, LibraryError, Machine, is_own, lock::VmLock, size};
 
 /// An image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -187,7 +187,6 @@ pub fn check(
     repair: bool,
     progress: Progress<'_>,
 ) -> Result<Vec<Checked>, JobError> {
-    use std::os::unix::fs::MetadataExt;
     let held = disk.hold(library, repair)?;
     let mut paths = vec![held.path.clone()];
     if held.machine.is_some() {
@@ -197,10 +196,9 @@ pub fn check(
     let mut checked = Vec::new();
     for path in paths {
         let mut found = with(progress, |job| tools::check(&path, false, job))?;
-        let own = std::fs::metadata(&path).is_ok_and(|meta| meta.nlink() == 1);
         // What is whole stays as it is, and what other machines have as well.
         let wrong = !Checked { path: path.clone(), found: found.clone() }.is_good();
-        if repair && wrong && (own || held.machine.is_none()) {
+        if repair && wrong && (held.machine.is_none() || is_own(&path)) {
             found = with(progress, |job| tools::check(&path, true, job))?;
         }
         checked.push(Checked { path, found });

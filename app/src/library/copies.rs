@@ -6,8 +6,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use vmm_core::backend::disk;
 use vmm_core::backend::disk::tools::{self, Job, Target, ToolError};
-use vmm_core::backend::disk::{self, Format};
 use vmm_core::checkpoint::Sharing;
 use vmm_core::config::{DiskConfig, Mac};
 
@@ -234,9 +234,8 @@ fn copy_disks(source: &Machine, copy: &mut Machine, progress: Progress<'_>) -> R
     let (mut before, cancel) = (0, AtomicBool::new(false));
     for (index, facts, from) in disks {
         // Thin either way; what was raw is read the fastest as it is.
-        let raw = facts.format == Format::Raw;
-        let (format, ending) = if raw { (Format::Raw, "raw") } else { (Format::Qcow2, "qcow2") };
-        let path = PathBuf::from(FOLDER).join(format!("disk-{index}.{ending}"));
+        let format = facts.format;
+        let path = PathBuf::from(FOLDER).join(format!("disk-{index}.{}", format.name()));
         let to = copy.resolve(&path);
         let mut told = |done: u64, _: u64| {
             if !progress(before + done, total) {

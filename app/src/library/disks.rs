@@ -185,7 +185,7 @@ impl Machine {
     /// A name in its folder of disks that no file has.
     fn free_disk_name(&self, disk: usize, format: Format) -> String {
         // By this ending it is raw whatever the guest writes to its start.
-        let ending = if format == Format::Raw { "raw" } else { "qcow2" };
+        let ending = format.name();
         let mut names = (0..=u32::MAX).map(|number| match number {
             0 => format!("disk-{disk}.{ending}"),
             number => format!("disk-{disk}.{number}.{ending}"),

@@ -259,7 +259,7 @@ fn is_overlay(name: &str) -> bool {
 }
 
 /// Whether an image has this name alone, and may be written to.
-fn is_own(path: &Path) -> bool {
+pub(crate) fn is_own(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|meta| meta.nlink() == 1)
 }
 

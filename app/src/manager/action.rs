@@ -237,6 +237,10 @@ pub enum Request {
     LookAtImage(PathBuf),
     /// Do something to an image.
     Disk(Disk, DiskWork),
+    /// Copy an image to a new file, in this format.
+    Convert(PathBuf, PathBuf, Format),
+    /// Have a disk of a machine, from 0, in this format from now on.
+    SwitchDisk(String, usize, Format),
     /// Give a job up.
     Cancel(u64),
 }
@@ -252,10 +256,6 @@ pub enum DiskWork {
     Check,
     /// They are put right.
     Repair,
-    /// It is copied to a file.
-    Convert(PathBuf, Format),
-    /// A machine's disk has this format from now on.
-    Switch(Format),
 }
 
 /// A snapshot, for what is done and for what is said of it.

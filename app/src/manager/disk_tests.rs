@@ -2,7 +2,7 @@
 
 use egui::accesskit::Role;
 use egui::{Key, Modifiers};
-use egui_kittest::kittest::{NodeT, Queryable};
+use egui_kittest::kittest::Queryable;
 use vmm_core::backend::disk::Format;
 use vmm_core::config::VmConfig;
 
@@ -31,18 +31,6 @@ fn choose(stage: &mut Stage, item: &str) {
     stage.click(item);
 }
 
-fn retype(stage: &mut Stage, label: &str, text: &str) {
-    stage.harness.get_by_role_and_label(Role::TextInput, label).focus();
-    stage.harness.run();
-    stage.key(CTRL, Key::A);
-    stage.harness.get_by_role_and_label(Role::TextInput, label).type_text(text);
-    stage.harness.run();
-}
-
-fn is_disabled(stage: &Stage, label: &str) -> bool {
-    stage.control(label).accesskit_node().is_disabled()
-}
-
 fn facts(format: &'static str, problems: &[&str]) -> ImageFacts {
     ImageFacts {
         sizes: DiskSizes { format, guest: 8 << 30, host: 2 << 30, shared: 0 },
@@ -68,12 +56,12 @@ fn a_disk_tells_how_large_it_is_and_grows_by_keys_alone() {
     assert!(stage.shows("40 GiB (raw), 3 GiB on this host"));
     choose(&mut stage, "Grow…");
     assert!(stage.harness.get_by_role_and_label(Role::TextInput, "Size").is_focused());
-    assert!(is_disabled(&stage, "Grow"));
-    retype(&mut stage, "Size", "20G");
+    assert!(stage.is_disabled("Grow"));
+    stage.retype("Size", "20G");
     assert!(stage.shows("It has 40 GiB already: write more"));
     stage.key(Modifiers::NONE, Key::Enter);
     assert_eq!(stage.asked(), []);
-    retype(&mut stage, "Size", "+20G");
+    stage.retype("Size", "+20G");
     stage.key(Modifiers::NONE, Key::Enter);
     assert_eq!(stage.asked(), [Request::Disk(mint(), DiskWork::Grow(Size::By(20 << 30), First::Keep))]);
     assert!(!stage.manager().state.is_modal());
@@ -109,7 +97,7 @@ fn a_disk_is_compacted_checked_and_converted_from_its_menu() {
     assert_eq!(stage.asked(), []);
     choose(&mut stage, "Convert to qcow2…");
     stage.click("Convert");
-    assert_eq!(stage.asked(), [Request::Disk(mint(), DiskWork::Switch(Format::Qcow2))]);
+    assert_eq!(stage.asked(), [Request::SwitchDisk("Mint".into(), 0, Format::Qcow2)]);
 }
 
 #[test]
@@ -117,26 +105,26 @@ fn nothing_is_done_to_a_disk_whose_machine_is_suspended_or_whose_settings_are_be
     let mut stage = hardware();
     stage.tell(Update::Machines(Ok(vec![machine("Mint", State::Suspended)])));
     stage.click("More: Disk 1");
-    assert!(is_disabled(&stage, "Grow…") && is_disabled(&stage, "Compact") && is_disabled(&stage, "Check"));
+    assert!(stage.is_disabled("Grow…") && stage.is_disabled("Compact") && stage.is_disabled("Check"));
     let mut stage = hardware();
     stage.click("Eject: CD drive");
     stage.click("More: Disk 1");
-    assert!(is_disabled(&stage, "Grow…") && is_disabled(&stage, "Convert to qcow2…"));
+    assert!(stage.is_disabled("Grow…") && stage.is_disabled("Convert to qcow2…"));
     let mut stage = hardware();
     stage.tell(Update::Machines(Ok(vec![machine("Mint", State::Running)])));
-    assert!(is_disabled(&stage, "More: Disk 1"));
+    assert!(stage.is_disabled("More: Disk 1"));
 }
 
 #[test]
 fn settings_that_were_changed_meanwhile_are_not_saved_over_that() {
     let mut stage = hardware();
     stage.click("Eject: CD drive");
-    assert!(!is_disabled(&stage, "Save changes"));
+    assert!(!stage.is_disabled("Save changes"));
     // A snapshot gives its disk another image.
     let disks = vec![vmm_core::config::DiskConfig::new("disks/disk-0-0123456789ab.qcow2")];
     let later = Machine { config: Ok(VmConfig { disks, ..config() }), ..machine("Mint", State::Stopped) };
     stage.tell(Update::Machines(Ok(vec![later.clone()])));
-    assert!(stage.shows("These settings were changed meanwhile") && is_disabled(&stage, "Save changes"));
+    assert!(stage.shows("These settings were changed meanwhile") && stage.is_disabled("Save changes"));
     stage.click("Revert");
     assert!(!stage.shows("These settings were changed meanwhile"));
     stage.click("Eject: CD drive");
@@ -160,18 +148,18 @@ fn any_image_is_looked_at_and_converted() {
     let problem = "Machines can't use VMDK images as they are; convert it first.";
     stage.tell(Update::Image("/home/ann/old.vmdk".into(), Ok(facts("vmdk", &[problem]))));
     assert!(stage.shows("vmdk") && stage.shows("8 GiB") && stage.shows(problem));
-    assert!(is_disabled(&stage, "Grow…") && is_disabled(&stage, "Compact") && is_disabled(&stage, "Check"));
+    assert!(stage.is_disabled("Grow…") && stage.is_disabled("Compact") && stage.is_disabled("Check"));
     stage.click("Convert…");
     assert!(stage.harness.get_by_role_and_label(Role::TextInput, "New file").is_focused());
-    retype(&mut stage, "New file", "old.qcow2");
-    assert!(is_disabled(&stage, "Convert"));
-    retype(&mut stage, "New file", "/home/ann/old.vmdk");
+    stage.retype("New file", "old.qcow2");
+    assert!(stage.is_disabled("Convert"));
+    stage.retype("New file", "/home/ann/old.vmdk");
     assert!(stage.shows("This is the image itself: choose another name"));
-    retype(&mut stage, "New file", "/home/ann/new.qcow2");
+    stage.retype("New file", "/home/ann/new.qcow2");
     stage.click("raw");
     stage.click("Convert");
-    let (from, to) = (Disk::File("/home/ann/old.vmdk".into()), "/home/ann/new.raw".into());
-    assert_eq!(stage.asked(), [Request::Disk(from, DiskWork::Convert(to, Format::Raw))]);
+    let (from, to) = ("/home/ann/old.vmdk".into(), "/home/ann/new.raw".into());
+    assert_eq!(stage.asked(), [Request::Convert(from, to, Format::Raw)]);
 }
 
 #[test]
@@ -191,7 +179,7 @@ fn an_image_is_looked_at_when_its_path_is_typed_and_one_that_is_none_is_explaine
     stage.tell(Update::Image("/home/ann/a.qcow2".into(), Ok(facts("qcow2", &[]))));
     stage.click("Grow…");
     assert!(stage.harness.get_by_role_and_label(Role::TextInput, "Size").is_focused());
-    retype(&mut stage, "Size", "16G");
+    stage.retype("Size", "16G");
     stage.click("Grow");
     let disk = || Disk::File("/home/ann/a.qcow2".into());
     assert_eq!(stage.asked(), [Request::Disk(disk(), DiskWork::Grow(Size::To(16 << 30), First::Keep))]);

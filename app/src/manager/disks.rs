@@ -5,15 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use vmm_core::backend::disk::Format;
 use vmm_core::backend::disk::tools::{Info, Target};
 
 use super::action::{DiskWork, Request, Update};
 use super::model::{DiskFacts, DiskSizes, Failure, ImageFacts, Offer};
-use super::service::{Shared, Work, begin, failure, sentence};
+use super::service::{Shared, Work, WorkError, begin, failure, sentence};
 use super::views::file_name;
 use crate::jobs::disks::{self, Checked};
-use crate::jobs::{Disk, First};
-use crate::library::size::human;
+use crate::jobs::{Disk, First, Progress};
+use crate::library::{Library, size::human};
 
 /// What is known of images, so that those that stay as they are are read once.
 #[derive(Default)]
@@ -79,89 +80,83 @@ fn named(disk: &Disk) -> String {
     }
 }
 
-/// Begins what is to be done to an image.
-pub(super) fn perform(shared: &Arc<Shared>, disk: Disk, work: DiskWork) {
-    let name = named(&disk);
-    let about = match &disk {
+/// A job that does something to an image, and can be cancelled.
+fn work(
+    disk: &Disk,
+    what: String,
+    failed: String,
+    work: impl FnOnce(&Library, Progress<'_>) -> Result<(), WorkError> + Send + 'static,
+) -> Work {
+    let machine = match disk {
         Disk::Of { machine, .. } => machine.clone(),
         Disk::File(path) => path.display().to_string(),
     };
+    Work { machine, what, done: None, failed, cancelled: None, can_cancel: true, anyway: None, work: Box::new(work) }
+}
+
+/// Begins what is to be done to an image.
+pub(super) fn perform(shared: &Arc<Shared>, disk: Disk, wanted: DiskWork) {
+    let name = named(&disk);
     let tell = shared.tell.clone();
-    let new = |what: String, failed: String| Work {
-        machine: about,
-        what,
-        done: None,
-        failed,
-        cancelled: None,
-        can_cancel: true,
-        anyway: None,
-        work: Box::new(|_, _| Ok(())),
-    };
-    let work = match work {
+    let of = disk.clone();
+    let work = match wanted {
         DiskWork::Grow(size, first) => {
             let again = Request::Disk(disk.clone(), DiskWork::Grow(size, First::Lose));
-            Work {
-                can_cancel: false,
-                anyway: Some(Offer { label: "Grow it all the same", request: again }),
-                work: Box::new(move |library, _| {
-                    let now = disks::grow(Some(library), &disk, size, first)?;
-                    tell.say(Update::Notice(format!("{} has {} now", capital(&named(&disk)), human(now))));
-                    Ok(())
-                }),
-                ..new(format!("Growing {name}"), format!("{} was not grown", capital(&name)))
-            }
+            let failed = format!("{} was not grown", capital(&name));
+            let grow = work(&of, format!("Growing {name}"), failed, move |library, _| {
+                let now = disks::grow(Some(library), &disk, size, first)?;
+                tell.say(Update::Notice(format!("{} has {} now", capital(&named(&disk)), human(now))));
+                Ok(())
+            });
+            let anyway = Some(Offer { label: "Grow it all the same", request: again });
+            Work { can_cancel: false, anyway, ..grow }
         }
-        DiskWork::Compact => Work {
-            work: Box::new(move |library, progress| {
+        DiskWork::Compact => {
+            let failed = format!("{} was not compacted", capital(&name));
+            work(&of, format!("Compacting {name}"), failed, move |library, progress| {
                 let (before, after) = disks::compact(Some(library), &disk, progress)?;
                 let gained = human(before.saturating_sub(after));
                 let words = format!("{} takes {} now, {gained} less", capital(&named(&disk)), human(after));
                 tell.say(Update::Notice(words));
                 Ok(())
-            }),
-            ..new(format!("Compacting {name}"), format!("{} was not compacted", capital(&name)))
-        },
-        work @ (DiskWork::Check | DiskWork::Repair) => {
-            let repair = work == DiskWork::Repair;
+            })
+        }
+        DiskWork::Check | DiskWork::Repair => {
+            let repair = wanted == DiskWork::Repair;
             let (what, failed) = match repair {
                 false => (format!("Checking {name}"), format!("{} could not be checked", capital(&name))),
                 true => (format!("Repairing {name}"), format!("{} could not be repaired", capital(&name))),
             };
-            Work {
-                work: Box::new(move |library, progress| {
-                    let checked = disks::check(Some(library), &disk, repair, progress)?;
-                    tell.say(found(&disk, &checked, repair));
-                    Ok(())
-                }),
-                ..new(what, failed)
-            }
-        }
-        DiskWork::Convert(to, format) => {
-            let done = Some(format!("Made {}", file_name(&to)));
-            Work {
-                done,
-                work: Box::new(move |_, progress| {
-                    // The dialog offers it for files only.
-                    if let Disk::File(from) = &disk {
-                        disks::convert(from, &to, Target { format, cluster: None }, progress)?;
-                    }
-                    Ok(())
-                }),
-                ..new(format!("Converting {name}"), format!("{} was not converted", capital(&name)))
-            }
-        }
-        DiskWork::Switch(format) => Work {
-            done: Some(format!("{} is a {} image now", capital(&name), format.name())),
-            work: Box::new(move |library, progress| {
-                if let Disk::Of { machine, disk } = &disk {
-                    disks::switch(library, machine, *disk, format, progress)?;
-                }
+            work(&of, what, failed, move |library, progress| {
+                let checked = disks::check(Some(library), &disk, repair, progress)?;
+                tell.say(found(&disk, &checked, repair));
                 Ok(())
-            }),
-            ..new(format!("Converting {name} to {}", format.name()), format!("{} was not converted", capital(&name)))
-        },
+            })
+        }
     };
     begin(shared, work);
+}
+
+/// Begins to copy an image to a new file.
+pub(super) fn convert(shared: &Arc<Shared>, from: PathBuf, to: PathBuf, format: Format) {
+    let (disk, name) = (Disk::File(from.clone()), file_name(&from));
+    let done = Some(format!("Made {}", file_name(&to)));
+    let copy = work(&disk, format!("Converting {name}"), format!("{name} was not converted"), move |_, progress| {
+        Ok(disks::convert(&from, &to, Target { format, cluster: None }, progress)?)
+    });
+    begin(shared, Work { done, ..copy });
+}
+
+/// Begins to have a disk of a machine in another format.
+pub(super) fn switch(shared: &Arc<Shared>, machine: String, index: usize, format: Format) {
+    let disk = Disk::Of { machine: machine.clone(), disk: index };
+    let name = named(&disk);
+    let done = Some(format!("{} is a {} image now", capital(&name), format.name()));
+    let failed = format!("{} was not converted", capital(&name));
+    let other = work(&disk, format!("Converting {name} to {}", format.name()), failed, move |library, progress| {
+        Ok(disks::switch(library, &machine, index, format, progress).map(drop)?)
+    });
+    begin(shared, Work { done, ..other });
 }
 
 /// What a check found, in words, with what can be done about it.

@@ -369,16 +369,16 @@ fn perform(shared: &Arc<Shared>, request: Request) {
             }
         }
         Request::Power(name, verb @ (Power::Off | Power::Reset)) if has_timeline(library, &name) => {
-            let (doing, not_done, label) = match verb {
-                Power::Reset => ("Resetting", "was not reset", "Reset it all the same"),
-                _ => ("Powering off", "was not powered off", "Power off all the same"),
+            let (doing, label) = match verb {
+                Power::Reset => ("Resetting", "Reset it all the same"),
+                _ => ("Powering off", "Power off all the same"),
             };
             begin(
                 shared,
                 Work {
                     what: format!("{doing} {name}"),
                     done: None,
-                    failed: format!("{name} {not_done}"),
+                    failed: not_lost(&name, verb),
                     cancelled: None,
                     anyway: Some(Offer { label, request: Request::LoseAnyway(name.clone(), verb) }),
                     can_cancel: true,
@@ -389,8 +389,7 @@ fn perform(shared: &Arc<Shared>, request: Request) {
         }
         Request::LoseAnyway(name, verb) => {
             if let Err(error) = lose(library, &name, verb, First::Lose, &mut |_, _| true) {
-                let what = if verb == Power::Reset { "was not reset" } else { "was not powered off" };
-                tell(failure(format!("{name} {what}"), &error, None).into());
+                tell(failure(not_lost(&name, verb), &error, None).into());
             }
         }
         Request::LookAtImage(path) => {
@@ -398,6 +397,8 @@ fn perform(shared: &Arc<Shared>, request: Request) {
             tell(Update::Image(path, facts));
         }
         Request::Disk(disk, work) => disks::perform(shared, disk, work),
+        Request::Convert(from, to, format) => disks::convert(shared, from, to, format),
+        Request::SwitchDisk(machine, disk, format) => disks::switch(shared, machine, disk, format),
         Request::Power(name, verb) => {
             if let Err(failure) = power(library, &name, verb) {
                 tell(failure.into());
@@ -547,9 +548,8 @@ fn power(library: &Library, name: &str, verb: Power) -> Result<(), Failure> {
         }
         Power::Resume if !is_held(library, name) => return power(library, name, Power::Start),
         Power::Off | Power::Reset => {
-            let what = if verb == Power::Reset { "was not reset" } else { "was not powered off" };
             let lost = lose(library, name, verb, First::Keep, &mut |_, _| true);
-            return lost.map_err(|error| failure(format!("{name} {what}"), &error, None));
+            return lost.map_err(|error| failure(not_lost(name, verb), &error, None));
         }
         // A job, see `perform`.
         Power::Suspend => ("was not suspended", protocol::Request::Suspend),
@@ -567,6 +567,11 @@ fn lose(library: &Library, name: &str, verb: Power, first: First, progress: Prog
         _ => verbs::power_off(library, name, first, progress),
     }
     .map(drop)
+}
+
+/// What is said where that was not done.
+fn not_lost(name: &str, verb: Power) -> String {
+    format!("{name} {}", if verb == Power::Reset { "was not reset" } else { "was not powered off" })
 }
 
 fn has_timeline(library: &Library, name: &str) -> bool {
@@ -989,8 +994,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (shared, told) = workers(dir.path());
         let disk = || Disk::Of { machine: "a".into(), disk: 0 };
-        let run = |work: DiskWork| {
-            perform(&shared, Request::Disk(disk(), work));
+        let run = |request: Request| {
+            perform(&shared, request);
             let mut words = Vec::new();
             // Until the last of the jobs has ended.
             for update in &told {
@@ -1005,14 +1010,15 @@ mod tests {
             }
             panic!("no end is told");
         };
+        let work = |work: DiskWork| run(Request::Disk(disk(), work));
         let grow = DiskWork::Grow("+1M".parse().unwrap(), First::Keep);
-        assert_eq!(run(grow), ("Disk 1 of a has 2 MiB now".into(), State::Done));
-        let switch = DiskWork::Switch(vmm_core::backend::disk::Format::Qcow2);
+        assert_eq!(work(grow), ("Disk 1 of a has 2 MiB now".into(), State::Done));
+        let switch = Request::SwitchDisk("a".into(), 0, vmm_core::backend::disk::Format::Qcow2);
         assert_eq!(run(switch.clone()), ("Disk 1 of a is a qcow2 image now".into(), State::Done));
         let (words, state) = run(switch);
         assert!(words.contains("is a qcow2 image already") && matches!(state, State::Failed(_)), "{words}");
-        assert_eq!(run(DiskWork::Check), ("Disk 1 of a is whole: nothing is wrong with it".into(), State::Done));
-        let (words, state) = run(DiskWork::Compact);
+        assert_eq!(work(DiskWork::Check), ("Disk 1 of a is whole: nothing is wrong with it".into(), State::Done));
+        let (words, state) = work(DiskWork::Compact);
         assert!(words.starts_with("Disk 1 of a takes ") && state == State::Done, "{words}");
         let facts = disks::look_at(&shared.library.load("a").unwrap().disk_image(0).unwrap()).unwrap();
         assert!((facts.sizes.format, facts.sizes.guest) == ("qcow2", 2 << 20) && facts.is_usable);

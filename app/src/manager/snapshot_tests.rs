@@ -3,7 +3,7 @@
 use egui::Vec2;
 use egui::accesskit::Role;
 use egui::{Key, Modifiers};
-use egui_kittest::kittest::{NodeT, Queryable};
+use egui_kittest::kittest::Queryable;
 
 use super::super::action::{Action, Named, Power, Request, Update, Watch};
 use super::super::model::{Failure, Snapshot, Snapshots, State};
@@ -99,19 +99,6 @@ fn opened() -> Stage {
     stage
 }
 
-/// Replaces what is in a text field.
-fn retype(stage: &mut Stage, label: &str, text: &str) {
-    stage.harness.get_by_role_and_label(Role::TextInput, label).focus();
-    stage.harness.run();
-    stage.key(CTRL, Key::A);
-    stage.harness.get_by_role_and_label(Role::TextInput, label).type_text(text);
-    stage.harness.run();
-}
-
-fn is_disabled(stage: &Stage, label: &str) -> bool {
-    stage.control(label).accesskit_node().is_disabled()
-}
-
 #[test]
 fn the_tree_tells_each_snapshot_and_where_the_machine_stands() {
     let mut stage = opened();
@@ -162,12 +149,12 @@ fn a_snapshot_is_taken_by_keys_alone_with_a_name_that_no_other_has() {
     let mut stage = opened();
     stage.key(CTRL, Key::T);
     assert!(stage.harness.get_by_role_and_label(Role::TextInput, "Name").is_focused());
-    retype(&mut stage, "Name", "clean INSTALL");
+    stage.retype("Name", "clean INSTALL");
     assert!(stage.shows("another snapshot has this name; choose another"));
     stage.key(Modifiers::NONE, Key::Enter);
     assert_eq!(stage.asked(), []);
-    retype(&mut stage, "Note", "It worked.");
-    retype(&mut stage, "Name", "Second");
+    stage.retype("Note", "It worked.");
+    stage.retype("Name", "Second");
     stage.key(Modifiers::NONE, Key::Enter);
     assert_eq!(stage.asked(), [Request::TakeSnapshot("Debian".into(), "Second".into(), "It worked.".into())]);
     assert!(!stage.shows("Take a snapshot of Debian"));
@@ -196,8 +183,8 @@ fn restoring_keeps_the_present_unless_told_otherwise_and_says_that_a_running_mac
     let keep = Some("Before restoring Before the upgrade".to_string());
     assert_eq!(stage.asked(), [restore(Present { keep, power_off: true, first: First::Keep }, true)]);
     open(&mut stage);
-    retype(&mut stage, "Name of the snapshot of the present", "Upgraded");
-    assert!(is_disabled(&stage, "Power off and restore"));
+    stage.retype("Name of the snapshot of the present", "Upgraded");
+    assert!(stage.is_disabled("Power off and restore"));
     stage.click("Take a snapshot of the present first");
     stage.click("Start it afterwards");
     assert!(stage.shows("What the machine is now is lost."));
@@ -209,7 +196,7 @@ fn restoring_keeps_the_present_unless_told_otherwise_and_says_that_a_running_mac
 fn what_a_machine_was_suspended_in_is_given_up_knowingly() {
     let mut stage = opened();
     stage.tell(Update::Machines(Ok(vec![machine("Debian", State::Suspended)])));
-    assert!(is_disabled(&stage, "Take Snapshot…"));
+    assert!(stage.is_disabled("Take Snapshot…"));
     stage.click("Restore…");
     assert!(stage.shows("Debian is suspended"));
     stage.click("Restore");
@@ -236,7 +223,7 @@ fn in_the_tree_the_keys_mean_the_snapshot_and_not_the_machine() {
     stage.control(row).focus();
     stage.harness.run();
     stage.key(Modifiers::NONE, Key::F2);
-    retype(&mut stage, "Name", "Before it");
+    stage.retype("Name", "Before it");
     stage.click("Save");
     let described = |name: &str| {
         Request::DescribeSnapshot("Debian".into(), named("2", "Before the upgrade"), name.into(), String::new())
@@ -263,7 +250,7 @@ fn a_machine_that_runs_is_forked_and_one_that_does_not_is_not() {
     stage.key(Modifiers::NONE, Key::Enter);
     assert_eq!(stage.asked(), [Request::Fork("Debian".into(), "Debian 1".into())]);
     stage.tell(Update::Machines(Ok(vec![machine("Debian", State::Stopped)])));
-    assert!(is_disabled(&stage, "Fork…"));
+    assert!(stage.is_disabled("Fork…"));
 }
 
 #[test]
@@ -297,17 +284,17 @@ fn jobs_tell_how_far_they_are_are_cancelled_and_keep_their_machine_to_themselves
     stage.tell(Update::Jobs(jobs()));
     let what = "Taking the snapshot “Before the second upgrade” of Debian";
     assert!(stage.shows(what) && stage.shows("42 %") && stage.shows("Cancelling…"));
-    assert!(is_disabled(&stage, "Take Snapshot…") && is_disabled(&stage, "Restore…") && is_disabled(&stage, "Fork…"));
+    assert!(stage.is_disabled("Take Snapshot…") && stage.is_disabled("Restore…") && stage.is_disabled("Fork…"));
     stage.click(&format!("Cancel: {what}"));
     assert_eq!(stage.asked(), [Request::Cancel(3)]);
-    assert!(is_disabled(&stage, "Cancel: Deleting the snapshot “Clean install” of Mint"));
+    assert!(stage.is_disabled("Cancel: Deleting the snapshot “Clean install” of Mint"));
     // A machine whose disks are being merged is not started, by Enter either.
     stage.click("Mint, stopped");
-    assert!(is_disabled(&stage, "Start"));
+    assert!(stage.is_disabled("Start"));
     stage.manager().perform(Action::Activate("Mint".into()));
     assert_eq!(stage.asked(), []);
     stage.tell(Update::Jobs(jobs().into_iter().filter(|job| !job.is_running()).collect()));
-    assert!(!stage.shows(what) && !is_disabled(&stage, "Start"));
+    assert!(!stage.shows(what) && !stage.is_disabled("Start"));
     stage.click("Tools");
     stage.click("Jobs");
     assert!(stage.shows("Suspending Mint") && stage.shows("Failed: no space left") && stage.shows("Forking Mint"));
@@ -366,7 +353,7 @@ fn a_checkpoint_of_the_timeline_is_gone_back_to_opened_as_a_copy_and_kept() {
     assert_eq!(stage.asked(), [Request::Clone { machine: "Debian".into(), of, new, full: false, start: true }]);
     stage.click("Keep…");
     assert!(stage.shows("It becomes a snapshot, which stays until you delete it."));
-    retype(&mut stage, "Name", "It worked");
+    stage.retype("Name", "It worked");
     stage.click("Save");
     let kept = Request::DescribeSnapshot("Debian".into(), point(), "It worked".into(), String::new());
     assert_eq!(stage.asked(), [kept]);
@@ -402,13 +389,13 @@ fn a_timeline_is_begun_changed_and_ended_in_a_dialog() {
 #[test]
 fn a_machine_that_is_off_is_cloned_and_of_one_that_runs_a_snapshot() {
     let mut stage = opened();
-    assert!(is_disabled(&stage, "Clone…"));
+    assert!(stage.is_disabled("Clone…"));
     stage.click("Clone…: Before the upgrade");
     stage.click("Full");
     stage.click("Start it");
-    retype(&mut stage, "Name", "mint");
+    stage.retype("Name", "mint");
     assert!(stage.shows("another virtual machine has this name; choose another"));
-    retype(&mut stage, "Name", "Copy");
+    stage.retype("Name", "Copy");
     stage.click("Clone");
     let (of, new) = (Some(named("2", "Before the upgrade")), "Copy".to_string());
     assert_eq!(stage.asked(), [Request::Clone { machine: "Debian".into(), of, new, full: true, start: false }]);

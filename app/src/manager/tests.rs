@@ -100,6 +100,19 @@ impl Stage {
         self.harness.run();
     }
 
+    /// Replaces what is in a text field.
+    fn retype(&mut self, label: &str, text: &str) {
+        self.harness.get_by_role_and_label(Role::TextInput, label).focus();
+        self.harness.run();
+        self.key(CTRL, Key::A);
+        self.harness.get_by_role_and_label(Role::TextInput, label).type_text(text);
+        self.harness.run();
+    }
+
+    fn is_disabled(&self, label: &str) -> bool {
+        self.control(label).accesskit_node().is_disabled()
+    }
+
     fn shows(&self, label: &str) -> bool {
         self.harness.query_all_by_label(label).next().is_some()
     }

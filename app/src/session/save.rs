@@ -143,24 +143,14 @@ impl Session {
         Ok(stopped)
     }
 
-    /// Presses the reset button, after a point of the timeline was taken, if the machine has one.
+    /// Does what loses something of the machine, after a point of the timeline was taken, if it has one.
     ///
     /// # Errors
     /// Why not, a sentence.
     #[cfg(feature = "gui")]
-    pub(super) fn reset(&self, progress: Progress<'_>) -> Result<(), String> {
+    pub(super) fn lose(&self, loss: crate::console::Loss, progress: Progress<'_>) -> Result<(), String> {
         self.keep_on_timeline(progress)?;
-        self.send(VmCommand::Reset)
-    }
-
-    /// Pulls the plug, likewise.
-    ///
-    /// # Errors
-    /// Why not, a sentence.
-    #[cfg(feature = "gui")]
-    pub(super) fn power_off(&self, progress: Progress<'_>) -> Result<(), String> {
-        self.keep_on_timeline(progress)?;
-        self.send(VmCommand::PowerOff)
+        self.send(loss.command())
     }
 
     /// Sets how the machine's timeline is kept from now on, or that it has none.
@@ -185,14 +175,15 @@ impl Session {
             return Ok(());
         }
         let (machine, _turn) = self.kept(progress)?;
-        let about = machine.about_now(Kind::Timeline).map_err(said)?;
-        let stopped = self.take(machine, &about, progress)?;
-        self.note_point(stopped);
-        Ok(())
+        self.take_point(machine, progress)
     }
 
-    fn note_point(&self, stopped: Duration) {
+    /// Takes a point of the timeline.
+    fn take_point(&self, machine: Machine, progress: Progress<'_>) -> Result<(), String> {
+        let about = machine.about_now(Kind::Timeline).map_err(said)?;
+        let stopped = self.take(machine, &about, progress)?;
         self.note(&format!("A checkpoint for the timeline; the guest was stopped for {} ms.", stopped.as_millis()));
+        Ok(())
     }
 
     /// Takes the next point of the timeline if it is due, and removes those that are too many. Says in how many seconds to look
@@ -214,9 +205,7 @@ impl Session {
             0 => return Ok(Some(1)),
             due => return Ok(Some(due)),
         }
-        let about = machine.about_now(Kind::Timeline).map_err(said)?;
-        let stopped = self.take(machine.clone(), &about, &mut |_, _| !self.has_stopped())?;
-        self.note_point(stopped);
+        self.take_point(machine, &mut |_, _| !self.has_stopped())?;
         machine = library.load(&self.id).map_err(said)?;
         let go_on = |disks: Vec<DiskSwitch>| self.vm.switch_disks(disks).map_err(LibraryError::Machine);
         machine.thin_timeline(plan, Some(&go_on), &mut |_, _| !self.has_stopped()).map_err(said)?;

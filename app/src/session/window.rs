@@ -10,7 +10,7 @@ use vmm_core::config::VmConfig;
 use super::run::RunError;
 use super::signals::Signals;
 use super::{Session, Start, Streams};
-use crate::console::{self, ConsoleSession, Loss, Options, Request, Saving};
+use crate::console::{self, ConsoleSession, Options, Request, Saving};
 use crate::control::{Stream, server};
 use crate::manager;
 
@@ -67,8 +67,7 @@ pub fn show(
             Saving::KeepTimeline => {
                 saved.begin_timeline().map(|()| "A checkpoint is taken every ten minutes now".into())
             }
-            Saving::Lose(Loss::Reset) => saved.reset(progress).map(|()| String::new()),
-            Saving::Lose(Loss::PowerOff) => saved.power_off(progress).map(|()| String::new()),
+            Saving::Lose(loss) => saved.lose(*loss, progress).map(|()| String::new()),
             Saving::Fork => saved.fork_anew(progress).map(|fork| format!("“{fork}” goes on from this moment as well")),
         });
         let looked = session.clone();

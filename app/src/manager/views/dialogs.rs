@@ -57,6 +57,47 @@ pub(super) fn modal(ui: &mut Ui, id: &str, width: f32, add: impl FnOnce(&mut Ui)
     response.should_close()
 }
 
+/// The button that does it, and *Cancel*. Says whether it was clicked.
+pub(super) fn answers(
+    ui: &mut Ui,
+    view: &mut View<'_>,
+    tone: Tone,
+    sign: &str,
+    label: &str,
+    reason: Option<&str>,
+) -> bool {
+    ui.add_space(size::GAP);
+    ui.horizontal_wrapped(|ui| {
+        let done = ui.tool_button(tone, sign, label, reason).clicked();
+        if ui.tool_button(Tone::Info, "", "Cancel", None).clicked() {
+            view.ask(Action::Leave);
+        }
+        done
+    })
+    .inner
+}
+
+/// The same for what loses something: *Cancel* has the keyboard.
+pub(super) fn careful_answers(
+    ui: &mut Ui,
+    view: &mut View<'_>,
+    tone: Tone,
+    sign: &str,
+    label: &str,
+    reason: Option<&str>,
+) -> bool {
+    ui.add_space(size::GAP);
+    ui.horizontal_wrapped(|ui| {
+        let cancel = ui.tool_button(Tone::Info, "", "Cancel", None);
+        first_focus(ui, &cancel);
+        if cancel.clicked() {
+            view.ask(Action::Leave);
+        }
+        ui.tool_button(tone, sign, label, reason).clicked()
+    })
+    .inner
+}
+
 fn rename(ui: &mut Ui, view: &mut View<'_>, name: &str, mut typed: String) {
     ui.section(&format!("Rename {name}"));
     let taken = view

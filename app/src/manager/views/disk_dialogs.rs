@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use egui::{Key, Ui};
 use vmm_core::backend::disk::Format;
 
-use super::dialogs::first_focus;
-use super::snapshot_dialogs::{answers, careful_answers};
+use super::dialogs::{answers, careful_answers, first_focus};
 use super::{View, form, machine::file_name};
 use crate::jobs::disks::Size;
 use crate::jobs::{Disk, First};
@@ -143,10 +142,9 @@ pub fn convert(ui: &mut Ui, view: &mut View<'_>, from: &Path, mut to: String, mu
         "Format",
         Note::hint("A qcow2 image stays small wherever it is copied to; a raw one can be read by all programs"),
         |ui, _| {
-            for (choice, label) in [(Format::Qcow2, "qcow2"), (Format::Raw, "raw")] {
-                if ui.radio(format == choice, label).clicked() && format != choice {
-                    let ending = if choice == Format::Raw { "raw" } else { "qcow2" };
-                    to = path.with_extension(ending).display().to_string();
+            for choice in [Format::Qcow2, Format::Raw] {
+                if ui.radio(format == choice, choice.name()).clicked() && format != choice {
+                    to = path.with_extension(choice.name()).display().to_string();
                     format = choice;
                 }
             }
@@ -154,8 +152,7 @@ pub fn convert(ui: &mut Ui, view: &mut View<'_>, from: &Path, mut to: String, mu
     );
     let clicked = answers(ui, view, Tone::Good, icon::CONVERT, "Convert", problem);
     if (clicked || enter) && problem.is_none() {
-        let disk = Disk::File(from.to_path_buf());
-        view.ask(Action::Answer(Request::Disk(disk, DiskWork::Convert(path, format))));
+        view.ask(Action::Answer(Request::Convert(from.to_path_buf(), path, format)));
     }
     if let Some(Dialog::Convert(_, kept, kept_format)) = &mut view.state.dialog {
         (*kept, *kept_format) = (to, format);
@@ -170,6 +167,6 @@ pub fn switch(ui: &mut Ui, view: &mut View<'_>, machine: String, disk: usize, fo
          host needs room for both. It can be cancelled at any time.",
     );
     if careful_answers(ui, view, Tone::Good, icon::CONVERT, "Convert", None) {
-        view.ask(Action::Answer(Request::Disk(Disk::Of { machine, disk }, DiskWork::Switch(format))));
+        view.ask(Action::Answer(Request::SwitchDisk(machine, disk, format)));
     }
 }

@@ -2,7 +2,7 @@
 
 use egui::{Key, Response, TextEdit, Ui, WidgetInfo};
 
-use super::dialogs::first_focus;
+use super::dialogs::{answers, careful_answers, first_focus};
 use super::{View, form};
 use crate::jobs::{First, Present};
 use crate::library::{Timeline, name, size::human};
@@ -48,47 +48,6 @@ fn note_field(ui: &mut Ui, typed: &mut String) -> Response {
         });
         response
     })
-}
-
-/// The button that does it, and *Cancel*. Says whether it was clicked.
-pub(super) fn answers(
-    ui: &mut Ui,
-    view: &mut View<'_>,
-    tone: Tone,
-    sign: &str,
-    label: &str,
-    reason: Option<&str>,
-) -> bool {
-    ui.add_space(size::GAP);
-    ui.horizontal_wrapped(|ui| {
-        let done = ui.tool_button(tone, sign, label, reason).clicked();
-        if ui.tool_button(Tone::Info, "", "Cancel", None).clicked() {
-            view.ask(Action::Leave);
-        }
-        done
-    })
-    .inner
-}
-
-/// The same for what loses something: *Cancel* has the keyboard.
-pub(super) fn careful_answers(
-    ui: &mut Ui,
-    view: &mut View<'_>,
-    tone: Tone,
-    sign: &str,
-    label: &str,
-    reason: Option<&str>,
-) -> bool {
-    ui.add_space(size::GAP);
-    ui.horizontal_wrapped(|ui| {
-        let cancel = ui.tool_button(Tone::Info, "", "Cancel", None);
-        first_focus(ui, &cancel);
-        if cancel.clicked() {
-            view.ask(Action::Leave);
-        }
-        ui.tool_button(tone, sign, label, reason).clicked()
-    })
-    .inner
 }
 
 fn names_of<'a>(view: &View<'a>, machine: &str) -> Vec<&'a str> {
