@@ -131,7 +131,7 @@ fn a_machine_is_made_shown_renamed_deleted_and_brought_back() {
     assert_eq!(config["disks"][0]["path"], data);
     assert_eq!(config["disks"][0]["readonly"], true);
     assert_eq!((&config["disks"][0]["bus"], &config["disks"][1]["bus"]), (&"sata".into(), &Value::Null));
-    assert_eq!(config["disks"][1]["path"], folder.join("disks/disk-1.img").to_str().unwrap());
+    assert_eq!(config["disks"][1]["path"], folder.join("disks/disk-1.raw").to_str().unwrap());
     assert_eq!(config["cdroms"][0]["path"], iso);
     assert_eq!(config["nets"][0]["tap"], "tap7");
     let words = bench.ok(&["show", "Debian 12"]);
@@ -144,7 +144,7 @@ fn a_machine_is_made_shown_renamed_deleted_and_brought_back() {
     assert_eq!(bench.json(&["trash"])[0]["name"], "Bookworm");
     assert_eq!(bench.json(&["restore", "Bookworm"])["id"], shown["id"]);
     assert_eq!(bench.names(), ["Bookworm"]);
-    assert_eq!(std::fs::metadata(bench.root().join("bookworm/disks/disk-1.img")).unwrap().len(), 1 << 30);
+    assert_eq!(std::fs::metadata(bench.root().join("bookworm/disks/disk-1.raw")).unwrap().len(), 1 << 30);
 
     bench.ok(&["delete", "Bookworm"]);
     assert_eq!(bench.json(&["trash", "--empty"])["removed"], 1);

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 use libfuzzer_sys::fuzz_target;
 use vmm_core::backend::disk::foreign::{Foreign, ForeignDisk};
 use vmm_core::backend::disk::tools::{self, Job};
-use vmm_core::backend::disk::{Buffers, Disk, OpenOptions, Qcow2Disk, Request, Scratch, check, repair_file};
+use vmm_core::backend::disk::{Buffers, Disk, OpenOptions, Qcow2Disk, Request, Scratch};
 
 const KINDS: [Foreign; 4] = [Foreign::Vmdk, Foreign::Vdi, Foreign::Vhd, Foreign::Vhdx];
 /// VHDX keeps its tables far from its start: each piece of the input goes to one of these places.
@@ -38,8 +38,10 @@ fn qcow2(path: &PathBuf) {
             }
         }
     }
-    let _ = check(path);
-    let _ = repair_file(path);
+    let cancel = AtomicBool::new(false);
+    for repair in [false, true] {
+        let _ = tools::check(path, repair, &mut Job { progress: &mut |_, _| (), cancel: &cancel });
+    }
 }
 
 fuzz_target!(|data: &[u8]| {

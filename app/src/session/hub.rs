@@ -188,6 +188,7 @@ impl Hub {
     }
 
     /// The same to a client for whom the stream waits when he does not read.
+    #[cfg(any(feature = "gui", test))]
     pub fn attach_patiently(&self, line: usize, client: UnixStream) {
         self.tell(Message::Attach { line, stream: client, waited_for: true });
     }

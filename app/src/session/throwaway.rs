@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use vmm_core::config::{Boot, DiskBus, DiskConfig, VmConfig};
 
-use super::hub::{Hub, Line};
 use super::launch::Announcement;
 use super::run::{RunError, end, finish};
 use super::signals::Signals;
@@ -157,6 +156,7 @@ fn with_window(
     signals: &Signals,
     announce: Option<&dyn Fn(&Announcement)>,
 ) -> Result<(), RunError> {
+    use super::hub::{Hub, Line};
     use super::{line, window};
     use crate::control::Stream;
     use std::os::unix::net::UnixStream;

@@ -24,9 +24,9 @@ mod report;
 mod smp;
 mod tests;
 mod text;
+mod tick;
 mod time;
 mod trap;
-mod tick;
 mod watch;
 
 use machine::Machine;

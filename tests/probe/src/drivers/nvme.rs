@@ -192,12 +192,7 @@ fn command(opcode: u8, namespace: u32, prps: [u64; 2], dwords: &[u32]) -> Comman
     let mut command = [0; 16];
     command[0] = u32::from(opcode);
     command[1] = namespace;
-    command[6..10].copy_from_slice(&[
-        prps[0] as u32,
-        (prps[0] >> 32) as u32,
-        prps[1] as u32,
-        (prps[1] >> 32) as u32,
-    ]);
+    command[6..10].copy_from_slice(&[prps[0] as u32, (prps[0] >> 32) as u32, prps[1] as u32, (prps[1] >> 32) as u32]);
     command[10..10 + dwords.len()].copy_from_slice(dwords);
     command
 }

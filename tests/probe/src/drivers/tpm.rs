@@ -46,7 +46,9 @@ impl Tpm {
         ensure!(taken, "it does not give itself to locality 0 (state {:#x})", registers.read32(LOC_STATE));
         ensure!(registers.read32(LOC_STS) & 1 == 1, "locality 0 has it without being told");
         let (size, address) = (registers.read32(CMD_SIZE), registers.read32(CMD_ADDR));
-        let Some(buffer) = Mmio::at(u64::from(address), u64::from(size)) else { fail!("its buffer is at {address:#x}") };
+        let Some(buffer) = Mmio::at(u64::from(address), u64::from(size)) else {
+            fail!("its buffer is at {address:#x}")
+        };
         ensure!(size >= 1024, "its buffer has {size} bytes");
         Ok(Some(Tpm { registers, buffer }))
     }
@@ -76,10 +78,7 @@ impl Tpm {
     /// Puts it to sleep and gives it up.
     pub fn give_up(self) -> Outcome<()> {
         self.registers.write32(CTRL_REQ, 2);
-        ensure!(
-            time::wait_for(SHORT_MICROS, || self.registers.read32(CTRL_STS) & 2 == 2),
-            "it does not go to sleep"
-        );
+        ensure!(time::wait_for(SHORT_MICROS, || self.registers.read32(CTRL_STS) & 2 == 2), "it does not go to sleep");
         self.registers.write32(LOC_CTRL, 2);
         let free = time::wait_for(SHORT_MICROS, || self.registers.read32(LOC_STATE) & 2 == 0);
         ensure!(free, "locality 0 can't give it up");

@@ -290,7 +290,10 @@ fn trim(port: &Port, start: u64, sectors: u64, out: &Dma, back: &Dma) -> Outcome
     ensure!(ended.ok, "a read after TRIM failed with error {:#x}", ended.error);
     let room = out.len();
     let kept = [0..ATA_SECTOR, room - ATA_SECTOR..room].into_iter();
-    ensure!(kept.clone().all(|at| out.bytes()[at.clone()] == back.bytes()[at]), "TRIM changed sectors beside its range");
+    ensure!(
+        kept.clone().all(|at| out.bytes()[at.clone()] == back.bytes()[at]),
+        "TRIM changed sectors beside its range"
+    );
     Ok(())
 }
 

@@ -149,7 +149,8 @@ fn filled(disk: &Disk, queue: &mut Queue, start: u64, room: usize, out: &Dma) ->
 }
 
 fn neighbours(out: &Dma, back: &Dma, room: usize, what: &str) -> Outcome<()> {
-    let kept = [0..BLOCK, room - BLOCK..room].into_iter().all(|range| out.bytes()[range.clone()] == back.bytes()[range]);
+    let kept =
+        [0..BLOCK, room - BLOCK..room].into_iter().all(|range| out.bytes()[range.clone()] == back.bytes()[range]);
     ensure!(kept, "{what} changed blocks beside its range");
     Ok(())
 }

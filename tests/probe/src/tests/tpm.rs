@@ -16,9 +16,8 @@ const RANDOM: &[u8] = &[0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x7b, 0, 16];
 /// TPM2_PCR_Read of one PCR's SHA-256; the mask of PCRs goes to the end.
 const PCR_READ: &[u8] = &[0x80, 1, 0, 0, 0, 20, 0, 0, 1, 0x7e, 0, 0, 0, 1, 0, 0x0b, 3];
 /// TPM2_PCR_Extend of PCR 16 by an empty password; 32 bytes follow.
-const PCR_EXTEND: &[u8] = &[
-    0x80, 2, 0, 0, 0, 65, 0, 0, 1, 0x82, 0, 0, 0, 16, 0, 0, 0, 9, 0x40, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0x0b,
-];
+const PCR_EXTEND: &[u8] =
+    &[0x80, 2, 0, 0, 0, 65, 0, 0, 1, 0x82, 0, 0, 0, 16, 0, 0, 0, 9, 0x40, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0x0b];
 
 /// The SHA-256 of one PCR.
 fn pcr(tpm: &Tpm, mask: [u8; 3]) -> Outcome<[u8; 32]> {
