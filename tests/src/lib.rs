@@ -11,6 +11,7 @@ pub mod matrix;
 pub mod media;
 pub mod nested;
 pub mod process;
+pub mod qemu;
 pub mod reader;
 pub mod report;
 pub mod screen;

@@ -6,13 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use vmm_core::backend::disk::{self, Buffers, Disk, Format, OpenOptions, Request, Scratch};
 use vmm_core::checkpoint::{Checkpoint, Store};
+
+use crate::qemu;
 
 /// What there is.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -317,12 +318,7 @@ fn check(path: &Path, what: &str, state: &mut State) -> Result<()> {
     let leaks = match known {
         Some(leaks) => leaks,
         None => {
-            let output = Command::new("qemu-img").arg("check").arg(path).output().context("could not run qemu-img")?;
-            let leaks = match output.status.code() {
-                Some(0) => false,
-                Some(3) => true,
-                _ => bail!("{what} is damaged: {output:?}"),
-            };
+            let leaks = qemu::check(path).with_context(|| format!("{what} is not whole"))?;
             CHECKED.lock().unwrap_or_else(PoisonError::into_inner).insert(key, leaks);
             leaks
         }

@@ -3,12 +3,13 @@
 //! The contents are in memory, where the guest reads them; what it programs is written to the file at once (it survives
 //! the end of this process) and made durable from a worker thread soon after (it survives a power cut).
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::base::take_lock;
 use crate::hw::SharedRegion;
 
 /// Why a variable store can't be used.
@@ -68,11 +69,10 @@ impl Nvram {
             Err(error) => return Err(host("open")(error)),
         }
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(host("open"))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(NvramError::InUse { path: path.into() }),
-            Err(TryLockError::Error(error)) => return Err(host("lock")(error)),
-        }
+        take_lock(|| Ok(file.try_lock()?)).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => NvramError::InUse { path: path.into() },
+            _ => host("lock")(error),
+        })?;
         let (found, wanted) = (file.metadata().map_err(host("open"))?.len(), template.len() as u64);
         if found != wanted {
             return Err(NvramError::Size { path: path.into(), found, wanted });

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::buffers::Scratch;
 use super::qcow2::FormatError;
 use super::{Geometry, SECTOR};
+use crate::base::take_lock;
 
 /// How an image is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,8 +141,8 @@ impl Image {
             return Err(OpenError::NoDisk { path: path.into() });
         }
         let file = File::options().read(true).write(!readonly).open(path).map_err(host("open"))?;
-        lock(&file, kind_of_lock).map_err(|error| match error.raw_os_error() {
-            Some(libc::EAGAIN | libc::EACCES) => OpenError::InUse { path: path.into() },
+        lock(&file, kind_of_lock).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => OpenError::InUse { path: path.into() },
             _ => host("lock")(error),
         })?;
         let length = length(&file, is_block_device).map_err(host("measure"))?;
@@ -236,9 +237,11 @@ fn lock(file: &File, kind: Lock) -> io::Result<()> {
     lock.l_whence = libc::SEEK_SET as libc::c_short;
     lock.l_start = start;
     lock.l_len = len;
-    // SAFETY: the descriptor is open and the kernel only reads the struct, which outlives the call.
-    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    take_lock(|| {
+        // SAFETY: the descriptor is open and the kernel only reads the struct, which outlives the call.
+        let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    })
 }
 
 /// Takes the lock of one who writes a file that nobody else may use.
