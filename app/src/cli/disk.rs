@@ -35,8 +35,7 @@ pub fn perform(out: Out, verb: DiskVerb) -> Result<(), CliError> {
             let (library, disk) = (the_library()?, Disk::File(file.clone()));
             let (before, after) =
                 with_progress("Compacting", |progress| disks::compact(library.as_ref(), &disk, progress))?;
-            let gained = size::human(before.saturating_sub(after));
-            let text = format!("{} takes {} now, {gained} less", file.display(), size::human(after));
+            let text = disks::compacted(&file.display().to_string(), before, after);
             out.say(&json!({ "file": file, "before": before, "after": after }), &text);
             Ok(())
         }

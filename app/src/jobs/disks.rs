@@ -74,11 +74,13 @@ impl Checked {
         }
         all.push(match (errors, leaked) {
             (0, 0) => "Nothing is wrong with it.".to_owned(),
+            (0, 1) => "One cluster is lost space; its data is whole. Repairing it takes it back.".to_owned(),
             (0, leaked) => {
                 format!("{leaked} clusters are lost space; its data is whole. Repairing it takes them back.")
             }
             (errors, _) => {
-                format!("{errors} errors: copy what is in it with 'orangery disk convert' before anything else.")
+                let errors = if *errors == 1 { "One error".to_owned() } else { format!("{errors} errors") };
+                format!("{errors}: copy what is in it with 'orangery disk convert' before anything else.")
             }
         });
         all.join("\n")
@@ -174,6 +176,15 @@ pub fn grow(library: Option<&Library>, disk: &Disk, wanted: Size, first: First) 
 pub fn compact(library: Option<&Library>, disk: &Disk, progress: Progress<'_>) -> Result<(u64, u64), JobError> {
     let held = disk.hold(library, true)?;
     with(progress, |job| tools::compact(&held.path, job))
+}
+
+/// What compacting `name` brought, for a person.
+pub fn compacted(name: &str, before: u64, after: u64) -> String {
+    let takes = size::human(after);
+    match before.saturating_sub(after) {
+        0 => format!("{name} takes {takes}, and has nothing to give back"),
+        gained => format!("{name} takes {takes} now, {} less", size::human(gained)),
+    }
 }
 
 /// Looks for what is wrong in an image's own tables; of a machine's disk, in those of all images that it stands on as well. With
@@ -279,6 +290,22 @@ mod tests {
             Err(JobError::Library(LibraryError::Disk(refusal))) => refusal,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn what_compacting_brought_is_told_as_it_is() {
+        assert_eq!(compacted("Disk 1", 3 << 20, 1 << 20), "Disk 1 takes 1 MiB now, 2 MiB less");
+        assert_eq!(compacted("Disk 1", 1 << 20, 1 << 20), "Disk 1 takes 1 MiB, and has nothing to give back");
+    }
+
+    #[test]
+    fn one_error_is_told_as_one() {
+        let checked =
+            |errors, leaked| Checked { path: "a".into(), found: Findings { errors, leaked, ..Findings::default() } };
+        assert!(checked(1, 0).words().starts_with("One error:") && checked(2, 0).words().starts_with("2 errors:"));
+        assert!(
+            checked(0, 1).words().starts_with("One cluster is") && checked(0, 2).words().starts_with("2 clusters are")
+        );
     }
 
     #[test]

@@ -115,9 +115,7 @@ pub(super) fn perform(shared: &Arc<Shared>, disk: Disk, wanted: DiskWork) {
             let failed = format!("{} was not compacted", capital(&name));
             work(&of, format!("Compacting {name}"), failed, move |library, progress| {
                 let (before, after) = disks::compact(Some(library), &disk, progress)?;
-                let gained = human(before.saturating_sub(after));
-                let words = format!("{} takes {} now, {gained} less", capital(&named(&disk)), human(after));
-                tell.say(Update::Notice(words));
+                tell.say(Update::Notice(disks::compacted(&capital(&named(&disk)), before, after)));
                 Ok(())
             })
         }
