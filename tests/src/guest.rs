@@ -37,16 +37,16 @@ impl Guest {
     /// A guest that loads all drivers, runs the script with busybox's shell on /dev/console and powers off. `files` are
     /// put into its root folder. The initramfs is written into `folder`.
     pub fn build(flavour: Flavour, folder: &Path, script: &str, files: &[(&str, &[u8])]) -> Result<Self> {
-        Self::with_programs(flavour, folder, script, files, &[])
+        Self::with_programs(flavour, folder, script, files, |_| Ok(()))
     }
 
-    /// The same with programs and libraries of this machine, at their own paths.
+    /// The same with programs and libraries of this machine, which `add` adds.
     pub fn with_programs(
         flavour: Flavour,
         folder: &Path,
         script: &str,
         files: &[(&str, &[u8])],
-        programs: &[&Path],
+        add: impl FnOnce(&mut Initramfs) -> Result<()>,
     ) -> Result<Self> {
         let kernel = Kernel::fetch(flavour)?;
         let mut drivers = CLOUD_DRIVERS.to_vec();
@@ -59,9 +59,7 @@ impl Guest {
         for (name, content) in files {
             fs.file(name, content, 0o644);
         }
-        for program in programs {
-            fs.program(program)?;
-        }
+        add(&mut fs)?;
         fs.modules(&kernel, &drivers)?;
         let initrd = folder.join("guest.initrd");
         fs.write(&initrd)?;

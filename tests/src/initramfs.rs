@@ -3,11 +3,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::hollow::hollow;
 use crate::media::Kernel;
 
 /// File types of the mode field (stat(2)).
@@ -76,11 +77,22 @@ impl Initramfs {
         // Each line has a path, the loader's or a library's, behind the name it was asked for by.
         let libraries =
             text.lines().filter_map(|line| line.split_ascii_whitespace().find(|word| word.starts_with('/')));
-        for file in libraries.map(Path::new).chain([path]) {
-            let inside = file.to_str().context("a path")?.trim_start_matches('/').to_owned();
-            if self.programs.insert(inside.clone()) {
-                self.copy(&inside, file, 0o755)?;
-            }
+        libraries.map(Path::new).chain([path]).try_for_each(|file| self.at_its_path(file))
+    }
+
+    /// Adds a program that needs no more than the libraries of these names; the others that it is linked with are hollow.
+    pub fn program_with_only(&mut self, path: &Path, libraries: &[&str]) -> Result<()> {
+        let hollow = hollow(path, libraries)?;
+        for name in &hollow.names {
+            self.file(&format!("usr/lib/{name}"), &hollow.library, 0o755);
+        }
+        hollow.kept.iter().map(PathBuf::as_path).chain([path]).try_for_each(|file| self.at_its_path(file))
+    }
+
+    fn at_its_path(&mut self, file: &Path) -> Result<()> {
+        let inside = file.to_str().context("a path")?.trim_start_matches('/').to_owned();
+        if self.programs.insert(inside.clone()) {
+            self.copy(&inside, file, 0o755)?;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 pub mod crash;
 pub mod desktop;
 pub mod guest;
+pub mod hollow;
 pub mod initramfs;
 pub mod kvm;
 pub mod machine;

@@ -14,6 +14,18 @@ wait_for() {
     log "$1" | tail -n 40
     exit 1
 }
+verified() { set -- $(log "$1" | grep -o 'fio verified [0-9]* times \.' | tail -n 1) 0 0 0; echo "$3"; }
+# Waits until fio has ended well in machine $1 more often than $2 times.
+wait_for_fio() {
+    for _ in $(seq 900); do
+        if log "$1" | grep FAILED; then log "$1" | tail -n 60; exit 1; fi
+        if [ "$(verified "$1")" -gt "$2" ]; then return; fi
+        sleep 0.2
+    done
+    echo "fio does not go on in $1"
+    log "$1" | tail -n 40
+    exit 1
+}
 # How far the guest's clock is behind this computer's, seconds.
 behind() { set -- $(last "$1"); echo $(($(date +%s) - $4)); }
 
@@ -21,6 +33,9 @@ orangery create saved --memory 512 --cpus 2 --net none --new-disk 32M --kernel "
     --cmdline 'console=ttyS0 quiet panic=-1'
 orangery start saved --headless
 wait_for saved 2
+echo "it works after $SECONDS s"
+wait_for_fio saved 0
+echo "fio has verified after $SECONDS s"
 before=$(behind saved)
 orangery suspend saved
 round=$(number saved)
@@ -50,6 +65,13 @@ orangery snapshot delete saved point
 wait_for saved $((now + 1))
 wait_for other $((round + 4))
 echo "ok delete"
+echo "all else is done after $SECONDS s"
+# Each was in the middle of it when it was saved.
+for machine in saved other; do
+    wait_for_fio "$machine" "$(verified "$machine")"
+    echo "$machine: fio verified $(verified "$machine") times, after $SECONDS s"
+done
+echo "ok fio"
 grep -h stopped "$ORANGERY_LIBRARY"/saved/logs/orangery.log* || true
 orangery stop saved --force
 orangery stop other --force

@@ -1,5 +1,5 @@
 # Runs in the guest while its machine is saved, goes back and is forked: files are written to a file system, read again and
-# compared, a program is compiled, and the clock is told.
+# compared, a program is compiled, fio writes and verifies beside that, and the clock is told.
 export PATH=$PATH:/usr/bin
 /usr/sbin/mke2fs -q -t ext4 /dev/vda || echo "FAILED mke2fs"
 mkdir -p /disk
@@ -7,6 +7,17 @@ mount -t ext4 /dev/vda /disk
 for number in $(seq 400); do
     echo "int f$number(int x) { return x * $number + (x >> 3) % $((number + 7)); }"
 done > /disk/program.c
+# Past the page cache, eight requests at a time, each block with its checksum, all of them read again.
+(
+    runs=0
+    while true; do
+        /usr/bin/fio --name=verify --filename=/disk/fio --size=1m --bs=4k --rw=randwrite --direct=1 --ioengine=libaio \
+            --iodepth=8 --thread --randrepeat=0 --verify=crc32c --do_verify=1 --verify_fatal=1 --fsync=64 \
+            --verify_state_save=0 --output=/tmp/fio.log || { cat /tmp/fio.log; echo "FAILED fio"; }
+        runs=$((runs + 1))
+        echo "fio verified $runs times ."
+    done
+) &
 round=0
 while true; do
     dd if=/dev/urandom of=/tmp/new bs=64k count=8 2> /dev/null
