@@ -19,6 +19,9 @@ say() { echo "<1>matrix: $*" > /dev/kmsg; }
 dmesg | grep -qi 'secure boot enabled' && firmware='Secure Boot'
 say "$firmware, $(nproc) CPUs, root on $(findmnt --noheadings --output SOURCE /)"
 [ ! -e /dev/tpmrm0 ] || say "TPM says $(tpm2_getrandom --hex 8 | grep -c '^[0-9a-f]\{16\}$')"
+# The login asks for a name before it ends.
+until grep -qsa 'agetty.*ttyS0' /proc/[0-9]*/cmdline; do sleep 0.2; done
+sleep 3
 if [ ! -e /matrix-started ]; then
     touch /matrix-started
     sync
@@ -33,7 +36,8 @@ cat > matrix.service << 'UNIT'
 [Unit]
 After=multi-user.target
 [Service]
-Type=oneshot
+# No job for systemd to wait for: logins begin when there is none.
+Type=exec
 ExecStart=/usr/local/bin/say
 [Install]
 WantedBy=multi-user.target
