@@ -445,6 +445,11 @@ fn a_disk_is_in_its_old_format_or_its_new_one() {
     prove_of_machine(stage, &["disk", "switch", "a", "raw"]);
 }
 
+#[test]
+fn a_machine_gets_a_disk_or_not() {
+    prove_of_machine(machine(), &["disk", "add", "a", "2M"]);
+}
+
 /// Counts a cluster of an image that nothing uses: space is lost.
 fn lose(path: &Path) {
     let mut bytes = std::fs::read(path).unwrap();

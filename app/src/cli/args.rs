@@ -506,6 +506,21 @@ A disk of a machine is made larger while that is off. One with a timeline keeps 
         #[command(flatten)]
         first: FirstArgs,
     },
+    /// Give a machine, which is off, one more disk: an empty one, that takes the space that the guest writes
+    #[command(after_help = "\
+Examples:
+  orangery disk add debian 40G
+  orangery disk add debian 40G --bus nvme")]
+    Add {
+        #[command(flatten)]
+        which: Which,
+        /// Its size, like 40G
+        #[arg(value_parser = crate::library::size::parse)]
+        size: u64,
+        /// The controller it is behind [default: the one that the first disk is behind]
+        #[arg(long, value_name = "virtio|sata|nvme")]
+        bus: Option<DiskBus>,
+    },
     /// Have a disk of a machine, which is off and has no snapshots, in another format: it goes on with a copy, and the old image
     /// goes
     #[command(after_help = "\

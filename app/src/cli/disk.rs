@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use vmm_core::backend::disk::tools::{Info, Target};
 use vmm_core::backend::disk::{self, CreateOptions, Findings, Format, Identity};
 use vmm_core::base::explain;
+use vmm_core::config::DiskBus;
 
 use super::args::{DiskVerb, Which};
 use super::progress::Progress;
@@ -40,6 +41,7 @@ pub fn perform(out: Out, verb: DiskVerb) -> Result<(), CliError> {
             Ok(())
         }
         DiskVerb::Check { file, repair } => check(out, &file, repair),
+        DiskVerb::Add { which, size, bus } => add(out, &which, size, bus),
         DiskVerb::Switch { which, format, disk } => switch(out, &which, disk, format),
     }
 }
@@ -154,6 +156,14 @@ fn grow(out: Out, file: &Path, wanted: &str, first: First) -> Result<(), CliErro
     let size = disks::grow(the_library()?.as_ref(), &Disk::File(file.into()), wanted, first)?;
     let text = format!("{} has {} now; grow the guest's partitions in the guest", file.display(), size::human(size));
     out.say(&json!({ "file": file, "virtual_size": size }), &text);
+    Ok(())
+}
+
+fn add(out: Out, which: &Which, size: u64, bus: Option<DiskBus>) -> Result<(), CliError> {
+    let (machine, disk) = disks::add(&library()?, &which.name, size, bus)?;
+    let file = machine.disk_image(disk)?;
+    let text = format!("{:?}: disk {disk} is {}, of {}", machine.name, file.display(), size::human(size));
+    out.say(&json!({ "file": file, "format": Format::Raw.name(), "virtual_size": size }), &text);
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use vmm_core::backend::disk::tools::{self, Info, Job, Target, ToolError};
 use vmm_core::backend::disk::{Findings, Format};
+use vmm_core::config::DiskBus;
 
 use super::verbs::{First, JobError, Progress};
 use crate::library::{Library, LibraryError, Machine, is_own, lock::VmLock, size};
@@ -242,6 +243,18 @@ pub fn switch(
     Ok(machine)
 }
 
+/// Gives a machine, which is off, one more disk, empty and sparse, behind this controller, or the one that suits it. Says which it
+/// is, from 0.
+///
+/// # Errors
+/// It has as many as it can, goes on from where it was suspended, or the host refuses something: nothing is changed then.
+pub fn add(library: &Library, which: &str, size: u64, bus: Option<DiskBus>) -> Result<(Machine, usize), JobError> {
+    let mut machine = library.load(which)?;
+    let _lock = machine.lock()?;
+    let disk = machine.add_disk(size, bus)?;
+    Ok((machine, disk))
+}
+
 /// What a new file's name says of its format.
 pub fn by_name(path: &Path) -> Format {
     let raw = |ending: &std::ffi::OsStr| ending.eq_ignore_ascii_case("raw") || ending.eq_ignore_ascii_case("img");
@@ -253,6 +266,7 @@ mod tests {
     use super::*;
     use crate::library::{DiskRefusal, HostLimits, NewDisk, NewMachine, Timeline};
     use vmm_core::backend::disk::{self, CreateOptions};
+    use vmm_core::config::MAX_DISKS;
 
     const SIZE: u64 = 2 << 20;
 
@@ -327,6 +341,43 @@ mod tests {
             let again = switch(&library, "a", 0, format, &mut on);
             assert!(matches!(refusal(again), DiskRefusal::Already { .. }));
         }
+    }
+
+    #[test]
+    fn a_machine_gets_one_more_disk_which_is_empty_and_behind_the_controller_of_the_first() {
+        let (_dir, library, first) = library();
+        let mut machine = library.load("a").unwrap();
+        machine.config.disks[0].bus = DiskBus::Sata;
+        machine.write().unwrap();
+        machine.take_snapshot("s", "").unwrap();
+        let (machine, number) = add(&library, "a", 3 << 20, None).unwrap();
+        let (image, kept) = (machine.disk_image(1).unwrap(), library.load("a").unwrap());
+        assert_eq!((number, kept.config.disks.len(), kept.config.disks[1].bus), (1, 2, DiskBus::Sata));
+        assert_eq!(
+            (image.file_name().unwrap().to_str(), kept.disk_image(1).unwrap()),
+            (Some("disk-1.raw"), image.clone())
+        );
+        assert_eq!(
+            (std::fs::metadata(&image).unwrap().len(), tools::info(&image).unwrap().layers[0].host_size),
+            (3 << 20, 0)
+        );
+        // Those that were there are there yet, the snapshot's too.
+        assert!(first.exists() && kept.disk_image(0).unwrap().exists());
+        let wrong = |size| match add(&library, "a", size, None).unwrap_err() {
+            JobError::Library(LibraryError::Config(errors)) => errors[0].field.clone(),
+            other => panic!("{other}"),
+        };
+        assert_eq!([wrong(0), wrong((1 << 20) + 1)], ["disks[2].size", "disks[2].size"]);
+        add(&library, "a", 1 << 20, Some(DiskBus::Nvme)).unwrap();
+        for _ in 3..MAX_DISKS {
+            add(&library, "a", 1 << 20, None).unwrap();
+        }
+        assert_eq!(wrong(1 << 20), "disks");
+        // Where SATA has no port left, they are behind the default.
+        let disks = library.load("a").unwrap().config.disks;
+        let behind = |bus| disks.iter().filter(|disk| disk.bus == bus).count();
+        assert_eq!((behind(DiskBus::Nvme), behind(DiskBus::Sata) + behind(DiskBus::default())), (1, MAX_DISKS - 1));
+        assert!(behind(DiskBus::Sata) > 2 && behind(DiskBus::default()) > 2);
     }
 
     #[test]

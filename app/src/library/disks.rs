@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use vmm_core::backend::disk::tools::{self, Job, Target, ToolError};
 use vmm_core::backend::disk::{self, Format};
+use vmm_core::config::{DiskBus, DiskConfig};
 
 use super::layers::{self, FOLDER};
-use super::{LibraryError, Machine};
+use super::{LibraryError, Machine, files, wrong_size};
 
 /// Why something is not done to a disk.
 #[derive(Debug, thiserror::Error)]
@@ -108,16 +109,20 @@ impl Machine {
     pub(crate) fn disk_to_change(&mut self, disk: usize) -> Result<PathBuf, LibraryError> {
         use std::os::unix::fs::MetadataExt;
         self.finish_what_was_begun()?;
-        let name = || self.name.clone();
         let path = self.disk_image(disk)?;
-        if self.goes_on_from()?.is_some() {
-            return Err(DiskRefusal::Suspended { name: name() }.into());
-        }
+        self.refuse_suspended()?;
         let meta = std::fs::metadata(&path).map_err(LibraryError::io("look at", &path))?;
         if meta.is_file() && meta.nlink() > 1 {
-            return Err(DiskRefusal::Shared { name: name(), path }.into());
+            return Err(DiskRefusal::Shared { name: self.name.clone(), path }.into());
         }
         Ok(path)
+    }
+
+    fn refuse_suspended(&self) -> Result<(), LibraryError> {
+        match self.goes_on_from()? {
+            Some(_) => Err(DiskRefusal::Suspended { name: self.name.clone() }.into()),
+            None => Ok(()),
+        }
     }
 
     /// Which disk an image is, from 0, or that one of its snapshots may need it.
@@ -132,6 +137,41 @@ impl Machine {
             None if among => Err(DiskRefusal::OfSnapshot { name: self.name.clone(), path: image.into() }.into()),
             found => Ok(found),
         }
+    }
+
+    /// Gives it one more disk, empty and sparse, of `size` bytes, behind the controller `bus`; where nobody says which, behind that of
+    /// its first disk, or if that has no room, the default one. Says which it is, from 0. The caller has the lock of the machine,
+    /// which is off.
+    ///
+    /// Killed at any instant, it has the disk or not, and an image that it has not goes the next time that something is done to it.
+    ///
+    /// # Errors
+    /// The machine is suspended or has as many as it can, a disk can't have that size, or the host refuses something: nothing is
+    /// changed then.
+    pub(crate) fn add_disk(&mut self, size: u64, bus: Option<DiskBus>) -> Result<usize, LibraryError> {
+        self.finish_what_was_begun()?;
+        self.refuse_suspended()?;
+        let number = self.config.disks.len();
+        let new = self.free_disk_name(number, Format::Raw);
+        let with = |bus| {
+            let mut changed = self.clone();
+            changed.config.disks.push(DiskConfig { bus, ..DiskConfig::new(PathBuf::from(FOLDER).join(&new)) });
+            changed
+        };
+        let mut changed = with(bus.or(self.config.disks.first().map(|first| first.bus)).unwrap_or_default());
+        if bus.is_none() && changed.config.validate().is_err() {
+            changed = with(DiskBus::default());
+        }
+        let invalid = changed.config.validate().err().unwrap_or_default();
+        let wrong: Vec<_> = wrong_size(number, size).into_iter().chain(invalid).collect();
+        if !wrong.is_empty() {
+            return Err(LibraryError::Config(wrong));
+        }
+        let path = changed.disk_image(number)?;
+        self.replace_images(&new, changed, |_| {
+            files::create_sparse(&path, size).map_err(LibraryError::io("make the disk", &path))
+        })?;
+        Ok(number)
     }
 
     /// Has a disk in another format from now on: what is on it is copied, the copy is compared, and the old image goes. The caller
@@ -165,9 +205,20 @@ impl Machine {
         if let Some(disk) = changed.config.disks.get_mut(disk) {
             disk.path = PathBuf::from(FOLDER).join(&new);
         }
-        layers::begin_replacement(self, &new)?;
-        let copied = self.copy_disk(disk, &from, &changed.disk_image(disk)?, format, progress);
-        match copied.and_then(|()| changed.write()) {
+        let to = changed.disk_image(disk)?;
+        self.replace_images(&new, changed, |machine| machine.copy_disk(disk, &from, &to, format, progress))
+    }
+
+    /// Becomes `changed`, which has the image `new` in its folder of disks, once `make` has made that. Of the images, those go that
+    /// it does not need then.
+    fn replace_images(
+        &mut self,
+        new: &str,
+        changed: Machine,
+        make: impl FnOnce(&Machine) -> Result<(), LibraryError>,
+    ) -> Result<(), LibraryError> {
+        layers::begin_replacement(self, new)?;
+        match make(self).and_then(|()| changed.write()) {
             Ok(()) => {
                 *self = changed;
                 layers::finish_replacement(self)

@@ -302,6 +302,16 @@ pub fn default_tpm(boot: &Boot) -> bool {
     }
 }
 
+/// What is wrong with the size of a new disk, bytes.
+fn wrong_size(disk: usize, size: u64) -> Option<ConfigError> {
+    let is_right = (MIN_DISK..=MAX_DISK).contains(&size) && size.is_multiple_of(512);
+    let (least, most) = (size::human(MIN_DISK), size::human(MAX_DISK));
+    (!is_right).then(|| ConfigError {
+        field: format!("disks[{disk}].size"),
+        problem: format!("a disk has {least} to {most}, in whole sectors of 512 bytes"),
+    })
+}
+
 impl NewMachine {
     /// A machine with this host's defaults, a CD-ROM drive and no disk.
     pub fn with_defaults(name: impl Into<String>, limits: &HostLimits) -> NewMachine {
@@ -331,14 +341,8 @@ impl NewMachine {
             errors.push(ConfigError { field: "name".into(), problem });
         }
         for (i, disk) in self.disks.iter().enumerate() {
-            if let NewDisk::Create { size, .. } = disk
-                && (!(MIN_DISK..=MAX_DISK).contains(size) || !size.is_multiple_of(512))
-            {
-                let (least, most) = (size::human(MIN_DISK), size::human(MAX_DISK));
-                errors.push(ConfigError {
-                    field: format!("disks[{i}].size"),
-                    problem: format!("a disk has {least} to {most}, in whole sectors of 512 bytes"),
-                });
+            if let NewDisk::Create { size, .. } = disk {
+                errors.extend(wrong_size(i, *size));
             }
         }
         errors.extend(self.config().validate().err().into_iter().flatten());

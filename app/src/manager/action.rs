@@ -75,6 +75,8 @@ pub enum Action {
     AskGrow(Disk),
     /// Ask whether a disk of a machine, from 0, is to have another format.
     AskSwitch(String, usize, Format),
+    /// Ask how large a new disk of a machine is to be.
+    AskAddDisk(String),
     /// Ask where a copy of an image is to go.
     AskConvert(PathBuf),
     /// See what an image is, for the dialog that is open.
@@ -241,6 +243,8 @@ pub enum Request {
     Convert(PathBuf, PathBuf, Format),
     /// Have a disk of a machine, from 0, in this format from now on.
     SwitchDisk(String, usize, Format),
+    /// Give a machine one more disk, empty, of so many bytes.
+    AddDisk(String, u64),
     /// Give a job up.
     Cancel(u64),
 }

@@ -68,6 +68,23 @@ fn a_disk_tells_how_large_it_is_and_grows_by_keys_alone() {
 }
 
 #[test]
+fn a_machine_gets_another_disk_unless_its_settings_are_being_changed() {
+    let mut stage = hardware();
+    stage.click("New disk…");
+    assert!(stage.shows("New disk for Mint"));
+    let size = stage.manager().model.default_disk();
+    assert!(stage.shows("Size of the new disk") && size >= 8 << 30);
+    stage.click("Add");
+    assert_eq!(stage.asked(), [Request::AddDisk("Mint".into(), size)]);
+    assert!(!stage.manager().state.is_modal());
+    stage.click("Eject: CD drive");
+    assert!(stage.is_disabled("New disk…"));
+    let mut stage = hardware();
+    stage.tell(Update::Machines(Ok(vec![machine("Mint", State::Suspended)])));
+    assert!(stage.is_disabled("New disk…"));
+}
+
+#[test]
 fn a_machine_with_a_timeline_is_said_to_keep_a_checkpoint_before_it_loses_something() {
     let mut stage = hardware();
     let off = Machine { has_timeline: true, ..machine("Mint", State::Stopped) };

@@ -157,6 +157,27 @@ pub(super) fn switch(shared: &Arc<Shared>, machine: String, index: usize, format
     begin(shared, Work { done, ..other });
 }
 
+/// Begins to give a machine one more disk.
+pub(super) fn add(shared: &Arc<Shared>, machine: String, size: u64) {
+    let tell = shared.tell.clone();
+    let added = Work {
+        machine: machine.clone(),
+        what: format!("Adding a disk to {machine}"),
+        done: None,
+        failed: format!("{machine} got no disk"),
+        cancelled: None,
+        can_cancel: false,
+        anyway: None,
+        work: Box::new(move |library, _| {
+            let (machine, disk) = disks::add(library, &machine, size, None)?;
+            let name = capital(&named(&Disk::Of { machine: machine.name, disk }));
+            tell.say(Update::Notice(format!("{name} is there, with {}", human(size))));
+            Ok(())
+        }),
+    };
+    begin(shared, added);
+}
+
 /// What a check found, in words, with what can be done about it.
 fn found(disk: &Disk, checked: &[Checked], repaired: bool) -> Update {
     let bad: Vec<&Checked> = checked.iter().filter(|one| !one.is_good()).collect();

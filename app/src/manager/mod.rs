@@ -553,6 +553,9 @@ impl Manager {
             }
             Action::AskGrow(disk) => self.ask_grow(disk),
             Action::AskSwitch(machine, disk, format) => self.state.dialog = Some(Dialog::Switch(machine, disk, format)),
+            Action::AskAddDisk(machine) => {
+                self.state.dialog = Some(Dialog::AddDisk(machine, self.model.default_disk()));
+            }
             Action::AskConvert(from) => {
                 let format = Format::Qcow2;
                 let to = from.with_extension(format.name()).display().to_string();

@@ -299,6 +299,11 @@ pub struct Picture {
 }
 
 impl Model {
+    /// The size of a new disk, bytes, until somebody chooses another.
+    pub fn default_disk(&self) -> u64 {
+        self.host.as_ref().map_or(8 << 30, HostLimits::default_disk)
+    }
+
     /// The names that are taken.
     pub fn names(&self) -> Vec<&str> {
         self.machines.iter().flatten().map(|machine| machine.name.as_str()).collect()

@@ -399,6 +399,7 @@ fn perform(shared: &Arc<Shared>, request: Request) {
         Request::Disk(disk, work) => disks::perform(shared, disk, work),
         Request::Convert(from, to, format) => disks::convert(shared, from, to, format),
         Request::SwitchDisk(machine, disk, format) => disks::switch(shared, machine, disk, format),
+        Request::AddDisk(machine, size) => disks::add(shared, machine, size),
         Request::Power(name, verb) => {
             if let Err(failure) = power(library, &name, verb) {
                 tell(failure.into());

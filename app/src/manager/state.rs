@@ -98,6 +98,8 @@ pub enum Dialog {
     Convert(PathBuf, String, Format),
     /// Whether a machine's disk, from 0, is to have this format.
     Switch(String, usize, Format),
+    /// How large a new disk of the machine is to be, bytes, as chosen so far.
+    AddDisk(String, u64),
     /// What goes on and what has ended.
     Jobs,
     /// Jobs go on, and the window was to be closed.

@@ -26,6 +26,7 @@ pub fn show(ui: &mut Ui, view: &mut View<'_>) {
         Dialog::Image(image) => disks::image(ui, view, image),
         Dialog::Grow { disk, name, now, typed, kept } => disks::grow(ui, view, disk, &name, now, typed, kept),
         Dialog::Convert(from, to, format) => disks::convert(ui, view, &from, to, format),
+        Dialog::AddDisk(machine, size) => disks::add(ui, view, machine, size),
         Dialog::Switch(machine, disk, format) => disks::switch(ui, view, machine, disk, format),
         Dialog::Jobs => jobs::list(ui, view),
         Dialog::Quit => jobs::quit(ui, view),

@@ -9,7 +9,7 @@ use super::dialogs::{answers, careful_answers, first_focus};
 use super::{View, form, machine::file_name};
 use crate::jobs::disks::Size;
 use crate::jobs::{Disk, First};
-use crate::library::size::human;
+use crate::library::{MAX_DISK, MIN_DISK, size::human};
 use crate::manager::action::{Action, DiskWork, Purpose, Request};
 use crate::manager::model::ImageFacts;
 use crate::manager::state::{Dialog, Image};
@@ -105,9 +105,7 @@ pub fn grow(ui: &mut Ui, view: &mut View<'_>, disk: Disk, name: &str, now: u64, 
     let problem = match &size {
         Err(problem) => Some(problem.clone()),
         Ok(size) if *size <= now => Some(format!("It has {} already: write more", human(now))),
-        Ok(size) if *size > crate::library::MAX_DISK => {
-            Some(format!("A disk has at most {}", human(crate::library::MAX_DISK)))
-        }
+        Ok(size) if *size > MAX_DISK => Some(format!("A disk has at most {}", human(MAX_DISK))),
         Ok(_) => None,
     };
     let hint = format!("It has {} now. Write the new size, or how much more, like +10G", human(now));
@@ -156,6 +154,25 @@ pub fn convert(ui: &mut Ui, view: &mut View<'_>, from: &Path, mut to: String, mu
     }
     if let Some(Dialog::Convert(_, kept, kept_format)) = &mut view.state.dialog {
         (*kept, *kept_format) = (to, format);
+    }
+}
+
+/// How large a new disk is to be.
+pub fn add(ui: &mut Ui, view: &mut View<'_>, machine: String, mut bytes: u64) {
+    ui.section(&format!("New disk for {machine}"));
+    ui.muted("An empty disk is made in the folder of the machine, which has it at its next start.");
+    let host = view.model.host.as_ref();
+    let hint = form::new_disk_hint(bytes, host);
+    let problem = (!(MIN_DISK..=MAX_DISK).contains(&bytes))
+        .then(|| format!("A disk has {} to {}", human(MIN_DISK), human(MAX_DISK)));
+    ui.field_row("Size", Note::hint(&hint).or_error(problem.as_deref()), |ui, label| {
+        form::new_disk(ui, label, &mut bytes, host, 0.0);
+    });
+    if answers(ui, view, Tone::Good, icon::ADD, "Add", problem.as_deref()) {
+        view.ask(Action::Answer(Request::AddDisk(machine, bytes)));
+    }
+    if let Some(Dialog::AddDisk(_, kept)) = &mut view.state.dialog {
+        *kept = bytes;
     }
 }
 

@@ -148,7 +148,11 @@ fn disks(ui: &mut Ui, view: &mut View<'_>, machine: &Machine, edit: &mut Edit, e
         note.or_error(form::error_of(errors, "disks").filter(|_| config.disks.len() > MAX_DISKS)),
         |ui, _| {
             let full = (config.disks.len() >= MAX_DISKS).then_some("It has as many disks as a machine can have");
-            if ui.tool_button(Tone::Info, icon::ADD, "Attach a disk image…", full).clicked() {
+            if ui.tool_button(Tone::Info, icon::ADD, "New disk…", full.or(refusal(view, machine, changed))).clicked()
+            {
+                view.ask(Action::AskAddDisk(machine.name.clone()));
+            }
+            if ui.tool_button(Tone::Info, icon::OPEN, "Attach a disk image…", full).clicked() {
                 view.ask(Action::Pick(Purpose::Disk(config.disks.len())));
             }
         },
@@ -160,14 +164,16 @@ fn disks(ui: &mut Ui, view: &mut View<'_>, machine: &Machine, edit: &mut Edit, e
     }
 }
 
+/// Why nothing is done to its disks now, apart from changes of its settings.
+fn refusal(view: &View<'_>, machine: &Machine, changed: bool) -> Option<&'static str> {
+    if changed { Some("Save the changes first, or revert them") } else { disk_refusal(view.model, machine) }
+}
+
 /// What can be done to a disk's image.
 fn work(ui: &mut Ui, view: &mut View<'_>, machine: &Machine, i: usize, sizes: &DiskSizes, changed: bool) {
     let button = ui.icon_button(icon::MORE, &format!("More: Disk {}", i + 1));
     let disk = || Disk::Of { machine: machine.name.clone(), disk: i };
-    let refusal = match changed {
-        true => Some("Save the changes first, or revert them"),
-        false => disk_refusal(view.model, machine),
-    };
+    let refusal = refusal(view, machine, changed);
     let (label, other) = match sizes.format {
         "raw" => ("Convert to qcow2…", Format::Qcow2),
         _ => ("Convert to raw…", Format::Raw),

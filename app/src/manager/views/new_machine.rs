@@ -142,7 +142,7 @@ fn disks(ui: &mut Ui, view: &mut View<'_>, draft: &mut Draft, host: Option<&Host
     ui.field_row(if none { "Disk" } else { "" }, note, |ui, _| {
         let full = (disks.len() >= MAX_DISKS).then_some("It has as many disks as a machine can have");
         if ui.tool_button(Tone::Info, icon::ADD, "New disk", full).clicked() {
-            disks.push(NewDisk::create(host.map_or(8 << 30, HostLimits::default_disk)));
+            disks.push(NewDisk::create(view.model.default_disk()));
         }
         if ui.tool_button(Tone::Info, icon::OPEN, "Disk image…", full).clicked() {
             view.ask(Action::Pick(Purpose::Disk(disks.len())));
