@@ -11,8 +11,8 @@ use super::{runtime_folder, socket_name, socket_path};
 
 /// How long a machine may take to answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
-/// How long typing may take: a long text goes key by key.
-const TYPING_PATIENCE: Duration = Duration::from_secs(180);
+/// How long typing may take: a long text goes key by key, and firmware takes some twenty changes a second.
+const TYPING_PATIENCE: Duration = Duration::from_secs(1800);
 
 /// Why a machine did not do what it was asked.
 #[derive(Debug, thiserror::Error)]

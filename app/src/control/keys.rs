@@ -2,12 +2,16 @@
 //! as they are and the i8042 translates.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmm_core::backend::input::{InputEvent, InputPort};
 
-/// Between two changes of a key. A BIOS buffers some 15 keys and polls; a guest that sleeps takes a moment to look.
+/// Between two changes of a key, at the least. A BIOS buffers some 15 keys and polls; a guest that sleeps takes a moment to look.
 const PACE: Duration = Duration::from_millis(12);
+/// How long a guest may leave a change before it counts as one that takes none, and is not waited for until it does.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Between two looks at whether it has.
+const STEP: Duration = Duration::from_millis(4);
 /// The most keys pressed together.
 const MAX_CHORD: usize = 8;
 
@@ -234,18 +238,31 @@ pub fn chord(text: &str) -> Result<Vec<Change>, String> {
     Ok(stroke(&codes).collect())
 }
 
-/// Sends changes to a guest, one report each, at a pace that a BIOS keeps up with.
+/// Sends changes to a guest, one report each, as fast as it takes them and no faster than a BIOS keeps up with. Firmware's driver
+/// for virtio keyboards looks every 50 ms, and keeps the last key only.
 pub fn send(port: &InputPort, changes: &[Change]) {
+    let mut takes = true;
     for change in changes {
         port.send(&[InputEvent::key(change.code, change.pressed)]);
+        let until = Instant::now() + if takes { PATIENCE } else { PACE };
         thread::sleep(PACE);
+        takes = port.is_taken();
+        while !takes && Instant::now() < until {
+            thread::sleep(STEP);
+            takes = port.is_taken();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use proptest::prelude::*;
+    use vmm_core::backend::input::ev;
+
+    use super::*;
 
     fn down(changes: &[Change]) -> Vec<u16> {
         changes.iter().filter(|c| c.pressed).map(|c| c.code).collect()
@@ -284,6 +301,40 @@ mod tests {
         for text in ["", "a", "ls", "a-b", "-", "enter-a", "ctrl-", "ctrl-ab", "up-down", "x+y", "ctrl-alt-"] {
             assert!(!is_name(text), "{text}");
         }
+    }
+
+    #[test]
+    fn a_guest_that_looks_seldom_and_keeps_the_last_key_gets_all_of_them() {
+        let port = InputPort::new().unwrap();
+        let done = Arc::new(AtomicBool::new(false));
+        let (guest, stop) = (port.clone(), done.clone());
+        let firmware = thread::spawn(move || {
+            let mut typed = Vec::new();
+            while !stop.load(Ordering::Acquire) {
+                thread::sleep(Duration::from_millis(30));
+                let events: Vec<_> = std::iter::from_fn(|| guest.receive()).collect();
+                typed.extend(
+                    events.iter().rfind(|event| event.kind == ev::KEY && event.value == 1).map(|event| event.code),
+                );
+                guest.tell_taken();
+            }
+            typed
+        });
+        let changes = chord("f2").unwrap().into_iter().chain(typing("abc").unwrap()).collect::<Vec<_>>();
+        send(&port, &changes);
+        done.store(true, Ordering::Release);
+        assert_eq!(firmware.join().unwrap(), down(&changes));
+    }
+
+    #[test]
+    fn one_that_takes_nothing_is_not_waited_for_at_each_key() {
+        let port = InputPort::new().unwrap();
+        let changes = typing(&"a".repeat(100)).unwrap();
+        let began = Instant::now();
+        send(&port, &changes);
+        // 200 changes, and the patience of one.
+        assert!(began.elapsed() >= PATIENCE && !port.is_taken());
+        assert_eq!(std::iter::from_fn(|| port.receive()).filter(|event| event.kind == ev::KEY).count(), 200);
     }
 
     #[test]

@@ -96,6 +96,8 @@ struct PortShared {
     ring: Mutex<VecDeque<InputEvent>>,
     ready: EventFd,
     claimed: AtomicBool,
+    /// The guest has all that was sent.
+    taken: AtomicBool,
     leds: AtomicU8,
 }
 
@@ -107,6 +109,7 @@ impl InputPort {
                 ring: Mutex::default(),
                 ready: EventFd::new(EFD_NONBLOCK)?,
                 claimed: AtomicBool::new(false),
+                taken: AtomicBool::new(true),
                 leds: AtomicU8::new(0),
             }),
         })
@@ -133,6 +136,7 @@ impl InputPort {
                 ring.push_back(InputEvent::SYN);
             }
         }
+        self.shared.taken.store(false, Ordering::Release);
         drop(ring);
         // A full eventfd counter still reads as ready, which is all that matters.
         let _ = self.shared.ready.write(1);
@@ -151,6 +155,23 @@ impl InputPort {
     /// Resets the readiness of the descriptor, before [`InputPort::receive`] is called until it returns `None`.
     pub fn acknowledge(&self) {
         let _ = self.shared.ready.read();
+    }
+
+    /// The guest has taken from the device all that was received from here.
+    pub fn tell_taken(&self) {
+        let ring = self.shared.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        if ring.is_empty() {
+            self.shared.taken.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether the guest has taken all that was sent. While it has not, the device is woken to look: not every guest says so.
+    pub fn is_taken(&self) -> bool {
+        let taken = self.shared.taken.load(Ordering::Acquire);
+        if !taken {
+            let _ = self.shared.ready.write(1);
+        }
+        taken
     }
 
     /// The virtio driver is up (`true`): it alone receives from now on; or gone (`false`): the i8042 does again.

@@ -152,6 +152,8 @@ pub struct Input {
     config: Arc<Registers>,
     /// A report that waits for buffers, whole.
     report: Vec<InputEvent>,
+    /// The most buffers that the driver has offered at a time.
+    most: u16,
     leds: u8,
 }
 
@@ -181,7 +183,7 @@ impl Input {
 
     fn new(kind: Kind, port: InputPort) -> Input {
         let config = Arc::new(Registers { kind, select: AtomicU8::new(0), subselect: AtomicU8::new(0) });
-        Input { kind, port, config, report: Vec::new(), leds: 0 }
+        Input { kind, port, config, report: Vec::new(), most: 0, leds: 0 }
     }
 
     /// Takes the port's next report that has something of this device's, unless one waits already. False: none came.
@@ -201,6 +203,17 @@ impl Input {
             self.report.push(InputEvent::SYN);
         }
         true
+    }
+
+    /// Sends what waits. A driver that has looked at what it got offers those buffers again, which tells that it is taken; one that
+    /// polls, as firmware's does, says no word of it.
+    fn serve(&mut self, io: &mut Io<'_>) -> Result<(), Fault> {
+        self.most = self.most.max(io.waiting(EVENTS)?);
+        self.send(io)?;
+        if self.report.is_empty() && io.waiting(EVENTS)? >= self.most {
+            self.port.tell_taken();
+        }
+        Ok(())
     }
 
     /// Sends reports while there are any and the driver has buffers for all of one.
@@ -267,7 +280,7 @@ impl Device for Input {
     }
 
     fn on_queue(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), Fault> {
-        if queue == STATUS { self.take_status(io) } else { self.send(io) }
+        if queue == STATUS { self.take_status(io) } else { self.serve(io) }
     }
 
     fn sources(&self) -> Vec<Source> {
@@ -276,18 +289,19 @@ impl Device for Input {
 
     fn on_source(&mut self, _id: u32, io: &mut Io<'_>) -> Result<(), Fault> {
         self.port.acknowledge();
-        self.send(io)
+        self.serve(io)
     }
 
     fn reset(&mut self) {
         self.report.clear();
+        self.most = 0;
         self.leds = 0;
         self.port.set_leds(0);
         self.port.claim(false);
     }
 
     fn save(&self) -> State {
-        let Input { kind: _, port: _, config, report, leds } = self;
+        let Input { kind: _, port: _, config, report, most: _, leds } = self;
         State {
             select: (config.select.load(Ordering::Acquire), config.subselect.load(Ordering::Acquire)),
             report: report.iter().map(|&InputEvent { kind, code, value }| (kind, code, value)).collect(),
@@ -405,6 +419,25 @@ mod tests {
         port.send(&[InputEvent::key(30, true)]);
         guest.run();
         assert_eq!(received(&mut guest), [InputEvent::key(30, true), InputEvent::SYN]);
+    }
+
+    #[test]
+    fn a_key_is_taken_when_the_driver_offers_its_buffers_again_even_without_a_word() {
+        let (mut guest, port) = started(Input::keyboard);
+        offer(&mut guest, 4);
+        port.send(&[InputEvent::key(30, true)]);
+        guest.run();
+        assert_eq!(received(&mut guest).len(), 2);
+        assert!(!port.is_taken());
+        guest.run();
+        assert!(!port.is_taken());
+        for _ in 0..2 {
+            guest.put(EVENTS, Segments { readable: &[], writable: &[EVENT_SIZE] }).unwrap();
+        }
+        // Being asked is what makes it look.
+        assert!(!port.is_taken());
+        guest.run();
+        assert!(port.is_taken());
     }
 
     #[test]

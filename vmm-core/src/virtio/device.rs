@@ -194,6 +194,11 @@ impl Io<'_> {
         }
     }
 
+    /// How many buffers the driver offers that were not popped yet.
+    pub fn waiting(&self, queue: usize) -> Result<u16, Fault> {
+        self.queues.get(queue).map_or(Ok(0), |queue| queue.waiting(self.memory))
+    }
+
     /// Makes the completions so far visible to the driver now, rather than when the call returns: for long work.
     pub fn flush(&mut self, queue: usize) -> Result<(), Fault> {
         match self.queues.get_mut(queue) {

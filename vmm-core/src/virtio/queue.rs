@@ -102,6 +102,14 @@ impl Queue {
         Ok(count)
     }
 
+    /// How many chains could be popped now.
+    pub(super) fn waiting(&self, memory: &GuestMemory) -> Result<u16, Fault> {
+        if !self.state.ready {
+            return Ok(0);
+        }
+        Ok(self.available(memory)?.saturating_add(self.state.returned.len() as u16))
+    }
+
     pub(super) fn pop(&mut self, memory: &GuestMemory) -> Result<Option<Chain>, Fault> {
         if !self.state.ready {
             return Ok(None);

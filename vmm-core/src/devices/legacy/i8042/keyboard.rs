@@ -184,6 +184,11 @@ impl Keyboard {
         self.replies.extend(bytes);
     }
 
+    /// Whether codes of keys wait for the guest.
+    pub fn has_codes(&self) -> bool {
+        !self.codes.is_empty()
+    }
+
     /// The next byte for the controller.
     pub fn pop(&mut self) -> Option<Sent> {
         let sent = match self.replies.pop_front() {

@@ -317,6 +317,9 @@ impl Shared {
         let raised = |source, bit| state.full == Some(source) && state.control(bit);
         self.keyboard_irq.set(raised(Source::Keyboard, control::KEYBOARD_INTERRUPT));
         self.mouse_irq.set(raised(Source::Mouse, control::MOUSE_INTERRUPT));
+        if !state.keyboard.has_codes() && state.full != Some(Source::Keyboard) {
+            self.keyboard_port.tell_taken();
+        }
         if let Some(delay) = state.keyboard.take_timer() {
             state.timer.arm(delay);
         }

@@ -559,3 +559,17 @@ fn no_sequence_of_commands_panics_or_grows_without_bound() {
         }
     }
 }
+
+#[test]
+fn a_key_is_taken_when_the_guest_has_read_all_of_its_code() {
+    let fixture = fixture();
+    assert!(fixture.keyboard.is_taken());
+    // Two bytes in set 2's translation, and in the guest's hands one by one.
+    fixture.key(k::UP, 1);
+    assert!(!fixture.keyboard.is_taken());
+    let mut byte = [0];
+    fixture.device.read(DATA, &mut byte);
+    assert!(!fixture.keyboard.is_taken());
+    fixture.device.read(DATA, &mut byte);
+    assert!(fixture.keyboard.is_taken());
+}
