@@ -69,16 +69,6 @@ pub enum DiskRefusal {
         /// The image.
         path: PathBuf,
     },
-    /// It has that format already.
-    #[error("disk {disk} of {name:?} is a {} image already", format.name())]
-    Already {
-        /// The machine.
-        name: String,
-        /// Which disk.
-        disk: usize,
-        /// Its format.
-        format: Format,
-    },
     /// The copy is not what was copied.
     #[error(
         "the copy of disk {disk} of {name:?} does not hold the same; nothing was changed. Check the host's disk and memory"
@@ -174,8 +164,8 @@ impl Machine {
         Ok(number)
     }
 
-    /// Has a disk in another format from now on: what is on it is copied, the copy is compared, and the old image goes. The caller
-    /// has the lock of the machine, which is off.
+    /// Has a disk in a format from now on, if it has another: what is on it is copied, the copy is compared, and the old image goes.
+    /// The caller has the lock of the machine, which is off.
     ///
     /// Killed at any instant, it has the old image or the new one, and the other goes the next time that something is done to it.
     ///
@@ -188,6 +178,10 @@ impl Machine {
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<(), LibraryError> {
         let from = self.disk_to_change(disk)?;
+        // It may be asked for again by somebody who did not hear how it ended.
+        if disk::facts(&from).map_err(layers::image)?.format == format {
+            return Ok(());
+        }
         let name = || self.name.clone();
         let checkpoints = self.checkpoints();
         if !checkpoints.can_be_read()? || !checkpoints.list()?.is_empty() {
@@ -195,10 +189,6 @@ impl Machine {
         }
         if from.parent() != Some(&self.folder().join(FOLDER)) {
             return Err(DiskRefusal::Outside { name: name(), path: from }.into());
-        }
-        let facts = disk::facts(&from).map_err(layers::image)?;
-        if facts.format == format {
-            return Err(DiskRefusal::Already { name: name(), disk, format }.into());
         }
         let new = self.free_disk_name(disk, format);
         let mut changed = self.clone();

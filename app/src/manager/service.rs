@@ -1015,9 +1015,10 @@ mod tests {
         let grow = DiskWork::Grow("+1M".parse().unwrap(), First::Keep);
         assert_eq!(work(grow), ("Disk 1 of a has 2 MiB now".into(), State::Done));
         let switch = Request::SwitchDisk("a".into(), 0, vmm_core::backend::disk::Format::Qcow2);
-        assert_eq!(run(switch.clone()), ("Disk 1 of a is a qcow2 image now".into(), State::Done));
-        let (words, state) = run(switch);
-        assert!(words.contains("is a qcow2 image already") && matches!(state, State::Failed(_)), "{words}");
+        assert_eq!(run(switch), ("Disk 1 of a is a qcow2 image now".into(), State::Done));
+        let other = Request::SwitchDisk("a".into(), 1, vmm_core::backend::disk::Format::Qcow2);
+        let (words, state) = run(other);
+        assert!(words.contains("has no disk 1") && matches!(state, State::Failed(_)), "{words}");
         assert_eq!(work(DiskWork::Check), ("Disk 1 of a is whole: nothing is wrong with it".into(), State::Done));
         let (words, state) = work(DiskWork::Compact);
         assert!(words.starts_with("Disk 1 of a takes ") && state == State::Done, "{words}");
