@@ -317,7 +317,8 @@ impl Shared {
         let raised = |source, bit| state.full == Some(source) && state.control(bit);
         self.keyboard_irq.set(raised(Source::Keyboard, control::KEYBOARD_INTERRUPT));
         self.mouse_irq.set(raised(Source::Mouse, control::MOUSE_INTERRUPT));
-        if !state.keyboard.has_codes() && state.full != Some(Source::Keyboard) {
+        let waits = state.keyboard.has_codes() || state.full == Some(Source::Keyboard);
+        if !waits && !self.keyboard_port.is_claimed() {
             self.keyboard_port.tell_taken();
         }
         if let Some(delay) = state.keyboard.take_timer() {

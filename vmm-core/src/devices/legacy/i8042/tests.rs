@@ -572,4 +572,10 @@ fn a_key_is_taken_when_the_guest_has_read_all_of_its_code() {
     assert!(!fixture.keyboard.is_taken());
     fixture.device.read(DATA, &mut byte);
     assert!(fixture.keyboard.is_taken());
+    // Of one that another driver has it says nothing.
+    fixture.keyboard.claim(true);
+    fixture.key(k::UP, 0);
+    while fixture.keyboard.receive().is_some() {}
+    fixture.executor.turn(8);
+    assert!(!fixture.keyboard.is_taken());
 }
