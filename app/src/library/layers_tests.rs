@@ -163,8 +163,14 @@ fn all_are_what_they_were(library: &Library, all: &[Modelled]) -> Result<(), Tes
     Ok(())
 }
 
+/// Few, for each takes a second; as many as PROPTEST_CASES says.
+fn cases() -> ProptestConfig {
+    let wanted = ProptestConfig::default();
+    if std::env::var_os("PROPTEST_CASES").is_some() { wanted } else { ProptestConfig { cases: 16, ..wanted } }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+    #![proptest_config(cases())]
 
     #[test]
     fn every_state_that_is_kept_of_any_copy_is_what_it_was(
