@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::input::{ABS_MAX, InputEvent, InputPort, code, ev};
 use crate::base::{SavedState, StateError};
-use crate::virtio::{Chain, ConfigSpace, Device, Fault, Info, Io, Role, Source, id};
+use crate::virtio::{Chain, ConfigSpace, Device, Fault, Info, Io, Role, Source, feature, id};
 
 const EVENTS: usize = 0;
 const STATUS: usize = 1;
@@ -186,6 +186,13 @@ impl Input {
         Input { kind, port, config, report: Vec::new(), most: 0, leds: 0 }
     }
 
+    /// Whether a driver that took these features is an operating system's. One that knows neither way to fewer interrupts and
+    /// descriptors is firmware's, and has no use of a keyboard beside the i8042's: OVMF's of 2024 keeps the last key only, and
+    /// tells nobody of the key for its menu.
+    fn is_for(&self, features: u64) -> bool {
+        self.kind == Kind::Tablet || features & (feature::EVENT_IDX | feature::INDIRECT_DESC) != 0
+    }
+
     /// Takes the port's next report that has something of this device's, unless one waits already. False: none came.
     fn next_report(&mut self) -> bool {
         while self.report.is_empty() {
@@ -208,6 +215,9 @@ impl Input {
     /// Sends what waits. A driver that has looked at what it got offers those buffers again, which tells that it is taken; one that
     /// polls, as firmware's does, says no word of it.
     fn serve(&mut self, io: &mut Io<'_>) -> Result<(), Fault> {
+        if !self.is_for(io.features()) {
+            return Ok(());
+        }
         self.most = self.most.max(io.waiting(EVENTS)?);
         self.send(io)?;
         if self.report.is_empty() && io.waiting(EVENTS)? >= self.most {
@@ -274,8 +284,8 @@ impl Device for Input {
         self.config.clone()
     }
 
-    fn start(&mut self, _io: &mut Io<'_>) -> Result<(), Fault> {
-        self.port.claim(true);
+    fn start(&mut self, io: &mut Io<'_>) -> Result<(), Fault> {
+        self.port.claim(self.is_for(io.features()));
         Ok(())
     }
 
@@ -409,6 +419,24 @@ mod tests {
         guest.reset();
         assert!(!port.is_claimed());
         guest.start();
+        assert!(port.is_claimed());
+    }
+
+    #[test]
+    fn firmware_s_driver_has_the_tablet_and_leaves_the_keys_to_the_i8042() {
+        let port = InputPort::new().unwrap();
+        let mut guest = Guest::new(Input::keyboard(port.clone()));
+        guest.start_with(0);
+        offer(&mut guest, 4);
+        port.send(&[InputEvent::key(30, true)]);
+        guest.run();
+        assert!(!port.is_claimed() && received(&mut guest).is_empty());
+        assert_eq!(port.receive(), Some(InputEvent::key(30, true)));
+        guest.reset();
+        guest.start_with(feature::INDIRECT_DESC);
+        assert!(port.is_claimed());
+        let port = InputPort::new().unwrap();
+        Guest::new(Input::tablet(port.clone())).start_with(0);
         assert!(port.is_claimed());
     }
 

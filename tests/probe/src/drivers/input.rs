@@ -2,7 +2,7 @@
 
 use crate::dma::Dma;
 use crate::drivers::pci::Function;
-use crate::drivers::virtio::{Device, Queue, Segment};
+use crate::drivers::virtio::{Device, Queue, Segment, feature};
 use crate::println;
 use crate::report::Outcome;
 use crate::text::Text;
@@ -67,7 +67,8 @@ pub struct Input {
 impl Input {
     /// Starts the device at a function.
     pub fn open(function: &Function) -> Outcome<Input> {
-        let device = Device::open(function, 0)?;
+        // By this it is told from firmware's driver, which gets no keys. It may be used, and is not.
+        let device = Device::open(function, feature::INDIRECT)?;
         let events = device.queue(0, BUFFERS)?;
         device.start()?;
         let buffers = Dma::new(usize::from(events.size) * EVENT_BYTES);

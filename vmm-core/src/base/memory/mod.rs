@@ -81,8 +81,8 @@ enum Pages {
 
 /// The most mappings that RAM is put together from; the kernel allows a process 65,530. Shorter runs are read instead.
 const MAX_MAPPINGS: usize = 16_384;
-/// Pages that are looked at together when they are shared ahead of time: copying them all takes some milliseconds.
-const WINDOW: u64 = 2048;
+/// Pages that are looked at together when they are shared ahead of time: copying them all takes a millisecond or two.
+const WINDOW: u64 = 512;
 
 /// One pass over RAM that shares what was written, part by part: what is to come, and the layer that it goes to.
 pub struct SharePass {
