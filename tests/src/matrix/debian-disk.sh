@@ -19,8 +19,12 @@ say() { echo "<1>matrix: $*" > /dev/kmsg; }
 dmesg | grep -qi 'secure boot enabled' && firmware='Secure Boot'
 say "$firmware, $(nproc) CPUs, root on $(findmnt --noheadings --output SOURCE /)"
 [ ! -e /dev/tpmrm0 ] || say "TPM says $(tpm2_getrandom --hex 8 | grep -c '^[0-9a-f]\{16\}$')"
-# The login asks for a name before it ends.
-until grep -qsa 'agetty.*ttyS0' /proc/[0-9]*/cmdline; do sleep 0.2; done
+# The login asks for a name before it ends; until it does it is still systemd, as "(agetty)".
+for _ in $(seq 150); do
+    pid=$(systemctl show --property MainPID --value serial-getty@ttyS0)
+    [ "$(cat "/proc/$pid/comm" 2> /dev/null)" != agetty ] || break
+    sleep 0.2
+done
 sleep 3
 if [ ! -e /matrix-started ]; then
     touch /matrix-started

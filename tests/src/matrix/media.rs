@@ -64,7 +64,7 @@ impl Medium {
     /// The package can't be had.
     pub fn make(self) -> Result<Made> {
         let folder = match self {
-            Medium::DebianDisk => media::cached("debian-disk-3", make_debian_disk)?,
+            Medium::DebianDisk => media::cached("debian-disk-4", make_debian_disk)?,
             Medium::DebianInstallerDisc => installer_disc("text")?,
             Medium::DebianGraphicalInstallerDisc => installer_disc("gtk")?,
             Medium::IpxeUefi => ipxe_uefi_disc()?,

@@ -3,26 +3,16 @@ set -eu
 log() { cat "$ORANGERY_LIBRARY/$1/logs/serial.log"; }
 last() { log "$1" | grep -o 'round [0-9]* at [0-9]* on 2 CPUs \.' | tail -n 1; }
 number() { set -- $(last "$1") 0 0; echo "$2"; }
-# Waits until machine $1 has done more rounds than $2 in this life of its log.
-wait_for() {
-    for _ in $(seq 600); do
-        if log "$1" | grep FAILED; then log "$1" | tail -n 60; exit 1; fi
-        if [ "$(number "$1")" -gt "$2" ]; then return; fi
-        sleep 0.2
-    done
-    echo "$1 does not go on after round $2"
-    log "$1" | tail -n 40
-    exit 1
-}
+# How often fio has ended well.
 verified() { set -- $(log "$1" | grep -o 'fio verified [0-9]* times \.' | tail -n 1) 0 0 0; echo "$3"; }
-# Waits until fio has ended well in machine $1 more often than $2 times.
-wait_for_fio() {
+# Waits until machine $1 has done more than $2 rounds, or of what $3 counts, in this life of its log.
+wait_for() {
     for _ in $(seq 900); do
         if log "$1" | grep FAILED; then log "$1" | tail -n 60; exit 1; fi
-        if [ "$(verified "$1")" -gt "$2" ]; then return; fi
+        if [ "$("${3-number}" "$1")" -gt "$2" ]; then return; fi
         sleep 0.2
     done
-    echo "fio does not go on in $1"
+    echo "$1 does not go on after $2 (${3-number})"
     log "$1" | tail -n 40
     exit 1
 }
@@ -34,7 +24,7 @@ orangery create saved --memory 512 --cpus 2 --net none --new-disk 32M --kernel "
 orangery start saved --headless
 wait_for saved 2
 echo "it works after $SECONDS s"
-wait_for_fio saved 0
+wait_for saved 0 verified
 echo "fio has verified after $SECONDS s"
 before=$(behind saved)
 orangery suspend saved
@@ -68,7 +58,7 @@ echo "ok delete"
 echo "all else is done after $SECONDS s"
 # Each was in the middle of it when it was saved.
 for machine in saved other; do
-    wait_for_fio "$machine" "$(verified "$machine")"
+    wait_for "$machine" "$(verified "$machine")" verified
     echo "$machine: fio verified $(verified "$machine") times, after $SECONDS s"
 done
 echo "ok fio"
