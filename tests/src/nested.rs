@@ -29,7 +29,7 @@ const BOOT: Duration = Duration::from_secs(240);
 /// What a script is given beyond its own limit before the machine counts as dead.
 const GRACE: Duration = Duration::from_secs(30);
 /// How many hosts a test may use up.
-const ATTEMPTS: u32 = 6;
+const ATTEMPTS: u32 = 12;
 /// How often a script's output is looked at.
 const POLL: Duration = Duration::from_millis(50);
 
