@@ -28,8 +28,10 @@ use crate::process::Process;
 const BOOT: Duration = Duration::from_secs(240);
 /// What a script is given beyond its own limit before the machine counts as dead.
 const GRACE: Duration = Duration::from_secs(30);
-/// How many hosts a test may use up.
+/// How many hosts a test may use up that die.
 const ATTEMPTS: u32 = 12;
+/// How many it may have if it fails on one that lives.
+const DOUBTS: u32 = 6;
 /// How often a script's output is looked at.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -77,7 +79,7 @@ impl Host {
             let again = match &result {
                 Ok(()) => false,
                 Err(_) if died => attempt < ATTEMPTS,
-                Err(error) => attempt < ATTEMPTS && host.doubt(error),
+                Err(error) => attempt < DOUBTS && host.doubt(error),
             };
             if died || again {
                 *shared = None;
