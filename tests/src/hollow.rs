@@ -1,4 +1,4 @@
-//! Libraries with nothing in them, for a guest that has no room for those that a program is linked with and does not use.
+//! What a program is linked with, and libraries with nothing in them, for a guest that has no room for those that it does not use.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -24,6 +24,21 @@ fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// The loader and the libraries that a program is linked with, each by the name that it is asked for by.
+///
+/// # Errors
+/// `ldd` is missing, or does not understand the program.
+pub fn linked(program: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let text = output(Command::new("ldd").arg(program))?;
+    // "NAME => PATH (ADDRESS)", or the loader's path alone; what the kernel brings along has none.
+    let one = |line: &str| {
+        let name = line.split_ascii_whitespace().next()?;
+        let path = line.split_ascii_whitespace().find(|word| word.starts_with('/'))?;
+        Some((name.to_owned(), PathBuf::from(path)))
+    };
+    Ok(text.lines().filter_map(one).collect())
+}
+
 /// The names of functions in `nm`'s words, with the versions that they have. `which`: `--defined-only` or `--undefined-only`.
 fn functions(file: &Path, which: &str) -> Result<BTreeMap<String, Option<String>>> {
     let text = output(Command::new("nm").args(["-D", which]).arg(file))?;
@@ -44,15 +59,9 @@ pub fn hollow(program: &Path, keep: &[&str]) -> Result<Hollow> {
     let needed = output(Command::new("objdump").arg("-p").arg(program))?;
     let needed = needed.lines().filter_map(|line| line.trim().strip_prefix("NEEDED")).map(str::trim);
     let names: Vec<_> = needed.filter(|name| !keep.contains(name)).map(str::to_owned).collect();
-    // The loader, which has a path, and the libraries: "NAME => PATH (ADDRESS)".
-    let linked = output(Command::new("ldd").arg(program))?;
-    let kept = linked.lines().filter_map(|line| {
-        let mut words = line.split_ascii_whitespace();
-        let name = words.next()?;
-        let path = if name.starts_with('/') { name } else { words.find(|word| word.starts_with('/'))? };
-        (name == path || keep.contains(&name)).then(|| PathBuf::from(path))
-    });
-    let kept: Vec<_> = kept.collect();
+    // The loader is asked for by its path.
+    let is_kept = |name: &str| name.starts_with('/') || keep.contains(&name);
+    let kept: Vec<_> = linked(program)?.into_iter().filter(|(name, _)| is_kept(name)).map(|(_, path)| path).collect();
     let mut given = BTreeSet::new();
     for library in &kept {
         given.extend(functions(library, "--defined-only")?.into_keys());

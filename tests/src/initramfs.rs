@@ -4,11 +4,10 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
-use crate::hollow::hollow;
+use crate::hollow::{hollow, linked};
 use crate::media::Kernel;
 
 /// File types of the mode field (stat(2)).
@@ -71,13 +70,7 @@ impl Initramfs {
     /// Adds a program of this machine with every library that it is linked with, at their own paths. One that is there
     /// already is added once.
     pub fn program(&mut self, path: &Path) -> Result<()> {
-        let output = Command::new("ldd").arg(path).output().context("could not run ldd")?;
-        ensure!(output.status.success(), "ldd does not understand {}", path.display());
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        // Each line has a path, the loader's or a library's, behind the name it was asked for by.
-        let libraries =
-            text.lines().filter_map(|line| line.split_ascii_whitespace().find(|word| word.starts_with('/')));
-        libraries.map(Path::new).chain([path]).try_for_each(|file| self.at_its_path(file))
+        linked(path)?.iter().map(|(_, file)| file.as_path()).chain([path]).try_for_each(|file| self.at_its_path(file))
     }
 
     /// Adds a program that needs no more than the libraries of these names; the others that it is linked with are hollow.

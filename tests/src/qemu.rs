@@ -16,16 +16,15 @@ pub fn check(image: &Path) -> Result<bool> {
     let mut told = None;
     let asked = take_lock(|| {
         let output = Command::new("qemu-img").arg("check").arg(image).output()?;
-        let locked = String::from_utf8_lossy(&output.stderr).contains("lock");
+        // 'Failed to get shared "write" lock'; what is wrong with an image may be a block.
+        let locked = String::from_utf8_lossy(&output.stderr).contains("\" lock");
         told = Some(output);
         if locked { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
     });
-    match told.as_ref().and_then(|output| output.status.code()) {
-        Some(0) => Ok(false),
-        Some(3) => Ok(true),
-        _ => {
-            asked.context("could not run qemu-img")?;
-            bail!("{} is damaged: {told:?}", image.display())
-        }
+    match told.as_ref().map(|output| output.status.code()) {
+        Some(Some(0)) => Ok(false),
+        Some(Some(3)) => Ok(true),
+        Some(_) => bail!("{} is damaged, or in use: {told:?}", image.display()),
+        None => asked.map(|()| false).context("could not run qemu-img"),
     }
 }
