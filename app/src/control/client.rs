@@ -11,7 +11,7 @@ use super::{runtime_folder, socket_name, socket_path};
 
 /// How long a machine may take to answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
-/// How long typing may take: a long text goes key by key, and firmware takes some twenty changes a second.
+/// How long typing may take: a long text goes key by key, and no faster than the guest takes them.
 const TYPING_PATIENCE: Duration = Duration::from_secs(1800);
 
 /// Why a machine did not do what it was asked.

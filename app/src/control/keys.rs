@@ -238,8 +238,7 @@ pub fn chord(text: &str) -> Result<Vec<Change>, String> {
     Ok(stroke(&codes).collect())
 }
 
-/// Sends changes to a guest, one report each, as fast as it takes them and no faster than a BIOS keeps up with. Firmware's driver
-/// for virtio keyboards looks every 50 ms, and keeps the last key only.
+/// Sends changes to a guest, one report each, as fast as it takes them and no faster than a BIOS keeps up with.
 pub fn send(port: &InputPort, changes: &[Change]) {
     let mut takes = true;
     for change in changes {
@@ -333,7 +332,7 @@ mod tests {
         let began = Instant::now();
         send(&port, &changes);
         // 200 changes, and the patience of one.
-        assert!(began.elapsed() >= PATIENCE && !port.is_taken());
+        assert!((PATIENCE..100 * PATIENCE).contains(&began.elapsed()) && !port.is_taken());
         assert_eq!(std::iter::from_fn(|| port.receive()).filter(|event| event.kind == ev::KEY).count(), 200);
     }
 

@@ -303,7 +303,7 @@ pub fn default_tpm(boot: &Boot) -> bool {
 }
 
 /// What is wrong with the size of a new disk, bytes.
-fn wrong_size(disk: usize, size: u64) -> Option<ConfigError> {
+pub(crate) fn wrong_size(disk: usize, size: u64) -> Option<ConfigError> {
     let is_right = (MIN_DISK..=MAX_DISK).contains(&size) && size.is_multiple_of(512);
     let (least, most) = (size::human(MIN_DISK), size::human(MAX_DISK));
     (!is_right).then(|| ConfigError {

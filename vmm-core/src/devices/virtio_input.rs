@@ -213,7 +213,7 @@ impl Input {
     }
 
     /// Sends what waits. A driver that has looked at what it got offers those buffers again, which tells that it is taken; one that
-    /// polls, as firmware's does, says no word of it.
+    /// polls says no word of it.
     fn serve(&mut self, io: &mut Io<'_>) -> Result<(), Fault> {
         if !self.is_for(io.features()) {
             return Ok(());

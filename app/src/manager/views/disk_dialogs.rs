@@ -9,7 +9,7 @@ use super::dialogs::{answers, careful_answers, first_focus};
 use super::{View, form, machine::file_name};
 use crate::jobs::disks::Size;
 use crate::jobs::{Disk, First};
-use crate::library::{MAX_DISK, MIN_DISK, size::human};
+use crate::library::{MAX_DISK, size::human, wrong_size};
 use crate::manager::action::{Action, DiskWork, Purpose, Request};
 use crate::manager::model::ImageFacts;
 use crate::manager::state::{Dialog, Image};
@@ -163,8 +163,7 @@ pub fn add(ui: &mut Ui, view: &mut View<'_>, machine: String, mut bytes: u64) {
     ui.muted("An empty disk is made in the folder of the machine, which has it at its next start.");
     let host = view.model.host.as_ref();
     let hint = form::new_disk_hint(bytes, host);
-    let problem = (!(MIN_DISK..=MAX_DISK).contains(&bytes))
-        .then(|| format!("A disk has {} to {}", human(MIN_DISK), human(MAX_DISK)));
+    let problem = wrong_size(0, bytes).map(|wrong| wrong.problem);
     ui.field_row("Size", Note::hint(&hint).or_error(problem.as_deref()), |ui, label| {
         form::new_disk(ui, label, &mut bytes, host, 0.0);
     });
