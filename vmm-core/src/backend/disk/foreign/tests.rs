@@ -125,22 +125,6 @@ fn images_that_stand_on_others_or_were_not_closed_are_refused_in_words() {
     let text = fs::read(folder.path().join("a.vmdk")).unwrap();
     let at = text.windows(10).position(|w| w == b"parentCID=").unwrap() + 10;
     refused(&change("a.vmdk", at, b"12345678"), Foreign::Vmdk, "snapshot");
-    convert(folder.path(), &raw, "a.vhdx", "vhdx", "");
-    // A log's id in both headers, with their sums made right.
-    let mut all = fs::read(folder.path().join("a.vhdx")).unwrap();
-    for start in [64 << 10, 128 << 10] {
-        all[start + 48] = 1;
-        let mut crc = u32::MAX;
-        for (i, byte) in all[start..start + 4096].iter().enumerate() {
-            crc ^= if (4..8).contains(&i) { 0 } else { u32::from(*byte) };
-            for _ in 0..8 {
-                crc = crc >> 1 ^ if crc & 1 != 0 { 0x82f6_3b78 } else { 0 };
-            }
-        }
-        all[start + 4..start + 8].copy_from_slice(&(!crc).to_le_bytes());
-    }
-    fs::write(folder.path().join("a.vhdx"), all).unwrap();
-    refused(&folder.path().join("a.vhdx"), Foreign::Vhdx, "log");
     // An extent must not lead to the host's files.
     let evil = folder.path().join("evil.vmdk");
     fs::write(&evil, "# Disk DescriptorFile\nparentCID=ffffffff\nRW 8 FLAT \"../../etc/passwd\" 0\n").unwrap();

@@ -1,7 +1,12 @@
 //! Hyper-V's disk images (MS-VHDX 1.0): two headers, of which the newer one counts, two tables of regions, metadata, and
-//! a table of blocks. An image whose log was not replayed is refused.
+//! a table of blocks. What a log holds that was not replayed counts.
+
+mod log;
+#[cfg(test)]
+mod tests;
 
 use super::{ForeignError, Image, Locate, Opened, Place, Words, check_size, damaged, read_table, unsupported};
+use log::Replayed;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -36,9 +41,9 @@ fn crc(bytes: &[u8]) -> u32 {
     !crc
 }
 
-/// A structure with a signature and a sum, if it is whole.
-fn whole(image: &Image, offset: u64, len: u64, signature: &[u8]) -> Option<Vec<u8>> {
-    let bytes = read_table(image, offset, len, "header").ok()?;
+/// The bytes of a structure with a signature and a sum, if it is whole.
+fn whole(bytes: Result<Vec<u8>, ForeignError>, signature: &[u8]) -> Option<Vec<u8>> {
+    let bytes = bytes.ok()?;
     (bytes.starts_with(signature) && Words(&bytes).le32(4).is_ok_and(|sum| sum == crc(&bytes))).then_some(bytes)
 }
 
@@ -51,22 +56,22 @@ struct Table {
 
 /// Opens one.
 pub fn open(image: Image) -> Result<Opened, ForeignError> {
-    let headers = [64 * KIB, 128 * KIB].into_iter().filter_map(|at| whole(&image, at, 4096, b"head"));
-    let header =
-        headers.max_by_key(|h| Words(h).le64(8).unwrap_or(0)).ok_or_else(|| damaged("neither header is whole"))?;
+    let headers = [64 * KIB, 128 * KIB].map(|at| whole(read_table(&image, at, 4096, "header"), b"head"));
+    let header = headers.into_iter().flatten().max_by_key(|h| Words(h).le64(8).unwrap_or(0));
+    let header = header.ok_or_else(|| damaged("neither header is whole"))?;
     let words = Words(&header);
     if words.le16(66)? != 1 {
         return Err(unsupported("another version of VHDX than 1"));
     }
-    if words.bytes::<16>(48)? != [0; 16] {
-        return Err(unsupported(
-            "a log that was not replayed (it was not closed cleanly); open it once where it comes from, or use a copy of it",
-        ));
-    }
-    let regions = [192 * KIB, 256 * KIB].into_iter().find_map(|at| whole(&image, at, 64 * KIB, b"regi"));
-    let regions = regions.ok_or_else(|| damaged("neither table of regions is whole"))?;
+    let tables = match words.bytes::<16>(48)? {
+        id if id == [0; 16] => Replayed::clean(&image),
+        id if words.le16(64)? == 0 => Replayed::read(&image, id, words.le64(72)?, words.le32(68)?.into())?,
+        _ => return Err(unsupported("a log of another version than 0")),
+    };
+    let regions = [192 * KIB, 256 * KIB].map(|at| whole(tables.table(at, 64 * KIB, "table of regions"), b"regi"));
+    let regions = regions.into_iter().flatten().next().ok_or_else(|| damaged("neither table of regions is whole"))?;
     let (bat, metadata) = find_regions(&Words(&regions))?;
-    let (block, size, sector) = read_metadata(&image, metadata)?;
+    let (block, size, sector) = read_metadata(&tables, metadata)?;
     let size = check_size(size)?;
     if !block.is_power_of_two() || !(MIB..=256 * MIB).contains(&block) || !matches!(sector, 512 | 4096) {
         return Err(damaged("its blocks or sectors are of no size that they may have"));
@@ -77,9 +82,22 @@ pub fn open(image: Image) -> Result<Opened, ForeignError> {
     if count * 8 > bat.1 {
         return Err(damaged("its table of blocks is too small for its disk"));
     }
-    let bytes = read_table(&image, bat.0, count * 8, "table of blocks")?;
-    let entries = bytes.chunks_exact(8).map(|e| e.first_chunk().map_or(0, |e| u64::from_le_bytes(*e))).collect();
+    let bytes = tables.table(bat.0, count * 8, "table of blocks")?;
+    let entries: Vec<u64> =
+        bytes.chunks_exact(8).map(|e| e.first_chunk().map_or(0, |e| u64::from_le_bytes(*e))).collect();
+    // The log is for the tables: a disk's data is written to its place.
+    let mut present = entries.iter().filter(|entry| **entry & 7 == PRESENT).map(|entry| place(*entry));
+    if present.any(|start| tables.changes(start..start.saturating_add(block))) {
+        return Err(damaged("its log changes data of the disk"));
+    }
     Ok((vec![image], size, Box::new(Table { entries, block, ratio })))
+}
+
+/// The state of a block that is in the file, and where that is.
+const PRESENT: u64 = 6;
+
+fn place(entry: u64) -> u64 {
+    entry >> 20 << 20
 }
 
 /// Offset and length of the table of blocks and of the metadata.
@@ -101,8 +119,8 @@ fn find_regions(words: &Words<'_>) -> Result<(Region, Region), ForeignError> {
 }
 
 /// Bytes of a block, of the disk, and of a sector.
-fn read_metadata(image: &Image, (offset, len): Region) -> Result<(u64, u64, u64), ForeignError> {
-    let bytes = read_table(image, offset, len.min(MIB), "metadata")?;
+fn read_metadata(tables: &Replayed<'_>, (offset, len): Region) -> Result<(u64, u64, u64), ForeignError> {
+    let bytes = tables.table(offset, len.min(MIB), "metadata")?;
     let words = Words(&bytes);
     if !bytes.starts_with(b"metadata") {
         return Err(damaged("its metadata is not whole"));
@@ -136,7 +154,7 @@ impl Locate for Table {
         match entry & 7 {
             // Not present, undefined, zero, unmapped.
             0..=3 => Ok((Place::Zero, len)),
-            6 => Ok((Place::At { file: 0, offset: (entry >> 20 << 20) + within }, len)),
+            PRESENT => Ok((Place::At { file: 0, offset: place(entry) + within }, len)),
             other => Err(damaged(format!("a block is in state {other}"))),
         }
     }
