@@ -1,7 +1,7 @@
 //! A virtual machine on the host of the tests, driven through the command line as a person would.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -79,6 +79,26 @@ impl<'h> Machine<'h> {
     /// Waits until the guest's serial port has said the text; all that it said so far.
     pub fn wait_for_serial(&mut self, text: &str) -> Result<String> {
         self.serial.wait_for("stdout", text)
+    }
+
+    /// Whether the guest's serial port says the text, or has said it, before this time is over.
+    ///
+    /// # Errors
+    /// It fell silent for good.
+    pub fn serial_says_within(&mut self, text: &str, time: Duration) -> Result<bool> {
+        let until = Instant::now() + time;
+        loop {
+            let ended = self.serial.ended()?.is_some();
+            let said = self.serial.stdout();
+            if said.contains(text) {
+                return Ok(true);
+            }
+            ensure!(!ended, "the serial port fell silent before '{text}' came; it said:\n{said}");
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+            std::thread::sleep(LOOK);
+        }
     }
 
     /// Waits until the guest's serial port has said the text so many times; all that it said so far.

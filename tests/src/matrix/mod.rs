@@ -24,6 +24,9 @@ pub use table::TABLE;
 /// How long a row's machine may run: emulated hosts are slow, and this only stops what hangs.
 const LIFE: Duration = Duration::from_secs(1200);
 
+/// How long somebody waits before they press a key again.
+const AGAIN: Duration = Duration::from_secs(2);
+
 /// How long copying a disk may take.
 const COPY: Duration = Duration::from_secs(300);
 
@@ -118,6 +121,9 @@ pub enum Step {
     Serial(&'static str),
     /// These words of `orangery send-keys`, in the shell's syntax, are typed.
     Keys(&'static str),
+    /// These are typed, as by somebody who waits for a menu, again and again until the serial port has said the text: what
+    /// is typed while firmware starts its keyboard is lost.
+    KeysUntil(&'static str, &'static str),
     /// A picture is kept for the table; steps that look at the screen do that anyway.
     Photograph,
     /// The reset button is pressed.
@@ -210,7 +216,7 @@ impl Row {
             picture = match step {
                 Step::Screen(_) | Step::Counts(_) | Step::Paper(_) | Step::Shows(_) => machine.last_picture(),
                 Step::Photograph => machine.photograph().ok(),
-                Step::Serial(_) | Step::Keys(_) | Step::Reset | Step::Off => picture,
+                Step::Serial(_) | Step::Keys(_) | Step::KeysUntil(..) | Step::Reset | Step::Off => picture,
             };
             stopped = matches!(step, Step::Off);
         }
@@ -236,7 +242,7 @@ impl Step {
             Step::Screen(texts) => texts.first().copied().map(str::trim),
             Step::Counts(_) | Step::Paper(_) => Some("counts"),
             Step::Shows(Part(what, _)) => Some(what),
-            Step::Serial(text) => Some(text.trim()),
+            Step::Serial(text) | Step::KeysUntil(_, text) => Some(text.trim()),
             Step::Off => Some("off"),
             Step::Keys(_) | Step::Photograph | Step::Reset => None,
         }
@@ -272,6 +278,12 @@ fn perform(machine: &mut Machine<'_>, step: &Step) -> Result<()> {
         }
         Step::Serial(text) => machine.wait_for_serial(text).map(drop),
         Step::Keys(keys) => machine.verb("send-keys", keys)?.success().map(drop),
+        Step::KeysUntil(keys, text) => loop {
+            machine.verb("send-keys", keys)?.success()?;
+            if machine.serial_says_within(text, AGAIN)? {
+                return Ok(());
+            }
+        },
         // The one who keeps the pictures takes it.
         Step::Photograph => Ok(()),
         Step::Reset => machine.verb("reset", "")?.success().map(drop),

@@ -167,8 +167,7 @@ pub const TABLE: &[Row] = &[
         extra: "--boot-menu",
         steps: &[
             Step::Shows(part!("the firmware's logo", "uefi-logo")),
-            Step::Keys("esc"),
-            Step::Serial("Boot Maintenance Manager"),
+            Step::KeysUntil("esc", "Boot Maintenance Manager"),
         ],
         ..ROW
     },
