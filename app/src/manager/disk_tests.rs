@@ -115,6 +115,12 @@ fn a_disk_is_compacted_checked_and_converted_from_its_menu() {
     choose(&mut stage, "Convert to qcow2…");
     stage.click("Convert");
     assert_eq!(stage.asked(), [Request::SwitchDisk("Mint".into(), 0, Format::Qcow2)]);
+    // An image that is kept elsewhere is nothing that its machine may replace.
+    let mut elsewhere = machine("Mint", State::Stopped);
+    elsewhere.folder = "/srv/machines/Mint".into();
+    stage.tell(Update::Machines(Ok(vec![elsewhere])));
+    stage.click("More: Disk 1");
+    assert!(!stage.is_disabled("Grow…") && stage.is_disabled("Convert to qcow2…"));
 }
 
 #[test]

@@ -11,26 +11,6 @@ halt() {
     sleep 60
 }
 
-# QEMU's emulation of SVM now and then takes a guest's exit twice, the second time with the host's registers as the guest's:
-# that guest faults for ever at the host's own instruction behind VMRUN. Where that is seen the machine is of no use any more,
-# and ends by a panic, so that the tests start another.
-watch_for_mix_up() {
-    local trace=/sys/kernel/tracing run
-    mount -t tracefs none "$trace" 2> /dev/null
-    run=$(awk '$3 == "__svm_vcpu_run" { print $1 }' /proc/kallsyms)
-    cd "$trace/events/kvm/kvm_exit" || return
-    echo 64 > "$trace/buffer_size_kb"
-    printf 'guest_rip >= 0x%s && guest_rip < 0x%x && exit_reason == 0x400' "$run" $((16#$run + 512)) > filter
-    echo 1 > enable
-    while sleep 1; do
-        if [[ $(grep -c 'kvm_exit:' "$trace/trace") -gt 100 ]]; then
-            echo 'nested: the emulator has mixed up a guest with its host' > /dev/kmsg
-            echo c > /proc/sysrq-trigger
-        fi
-    done
-}
-watch_for_mix_up > /dev/null 2>&1 3>&- &
-
 # The tests see by its age whether this machine is still there.
 while : > "$exchange/alive" && sleep 5; do :; done 3>&- &
 

@@ -9,7 +9,7 @@ use vmm_core::config::{Boot, CdromConfig, ConfigError, MAX_CDROMS, MAX_DISKS, Vm
 use super::{View, form, notices, shell};
 use crate::jobs::Disk;
 use crate::manager::action::{Action, DiskWork, Purpose, Request, disk_refusal};
-use crate::manager::model::{DiskSizes, Machine};
+use crate::manager::model::{DiskFacts, DiskSizes, Machine};
 use crate::manager::state::Edit;
 use crate::theme::{Note, Tone, UiExt, icon, size};
 
@@ -134,8 +134,9 @@ fn disks(ui: &mut Ui, view: &mut View<'_>, machine: &Machine, edit: &mut Edit, e
             if ui.icon_button(icon::TRASH, &format!("Detach: {label}")).clicked() {
                 gone = Some(i);
             }
-            if let Some(Ok(sizes)) = facts.map(|facts| &facts.sizes) {
-                work(ui, view, machine, i, sizes, changed);
+            if let Some(DiskFacts { path, sizes: Ok(sizes) }) = facts {
+                let is_inside = path.starts_with(&machine.folder);
+                work(ui, view, machine, i, sizes, is_inside, changed);
             }
         });
     }
@@ -169,8 +170,16 @@ fn refusal(view: &View<'_>, machine: &Machine, changed: bool) -> Option<&'static
     if changed { Some("Save the changes first, or revert them") } else { disk_refusal(view.model, machine) }
 }
 
-/// What can be done to a disk's image.
-fn work(ui: &mut Ui, view: &mut View<'_>, machine: &Machine, i: usize, sizes: &DiskSizes, changed: bool) {
+/// What can be done to a disk's image, which is in the machine's folder or is not.
+fn work(
+    ui: &mut Ui,
+    view: &mut View<'_>,
+    machine: &Machine,
+    i: usize,
+    sizes: &DiskSizes,
+    is_inside: bool,
+    changed: bool,
+) {
     let button = ui.icon_button(icon::MORE, &format!("More: Disk {}", i + 1));
     let disk = || Disk::Of { machine: machine.name.clone(), disk: i };
     let refusal = refusal(view, machine, changed);
@@ -178,14 +187,15 @@ fn work(ui: &mut Ui, view: &mut View<'_>, machine: &Machine, i: usize, sizes: &D
         "raw" => ("Convert to qcow2…", Format::Qcow2),
         _ => ("Convert to raw…", Format::Raw),
     };
+    let outside = (!is_inside).then_some("It is not in this machine's folder: Tools, Disk images makes another of it");
     let rows = [
-        (icon::ADD, "Grow…", Action::AskGrow(disk())),
-        (icon::COMPACT, "Compact", Action::Answer(Request::Disk(disk(), DiskWork::Compact))),
-        (icon::GOOD, "Check", Action::Answer(Request::Disk(disk(), DiskWork::Check))),
-        (icon::CONVERT, label, Action::AskSwitch(machine.name.clone(), i, other)),
+        (icon::ADD, "Grow…", Action::AskGrow(disk()), refusal),
+        (icon::COMPACT, "Compact", Action::Answer(Request::Disk(disk(), DiskWork::Compact)), refusal),
+        (icon::GOOD, "Check", Action::Answer(Request::Disk(disk(), DiskWork::Check)), refusal),
+        (icon::CONVERT, label, Action::AskSwitch(machine.name.clone(), i, other), refusal.or(outside)),
     ];
     Popup::menu(&button).show(|ui| {
-        for (sign, label, action) in rows {
+        for (sign, label, action, refusal) in rows {
             if ui.menu_item(sign, label, "", refusal).clicked() {
                 view.ask(action);
                 ui.close();
