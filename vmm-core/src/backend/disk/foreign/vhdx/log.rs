@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 use std::ops::{Bound, Range};
 
-use super::super::{ForeignError, Image, Words, damaged, read_padded, read_table, unsupported};
+use super::super::{ForeignError, Image, MAX_TABLE, Words, damaged, read_padded, read_table, unsupported};
 use super::crc;
 
 /// The log and what it changes are made of these.
 const SECTOR: usize = 4096;
 /// Hyper-V and QEMU make logs of one MiB.
-const MAX_LOG: u64 = 64 << 20;
+const MAX_LOG: u64 = 16 << 20;
 const HEADER: usize = 64;
 const DESCRIPTOR: usize = 32;
 
@@ -105,17 +105,13 @@ impl<'a> Replayed<'a> {
 
     /// A table that must be in the file.
     pub fn table(&self, offset: u64, len: u64, what: &str) -> Result<Vec<u8>, ForeignError> {
-        let mut bytes = if offset.checked_add(len).is_some_and(|end| end <= self.image.length) {
-            read_table(self.image, offset, len, what)?
-        } else if offset.checked_add(len).is_some_and(|end| end <= self.length) && len <= super::super::MAX_TABLE {
-            let mut bytes = vec![0; len as usize];
-            read_padded(self.image, offset, &mut bytes)?;
-            bytes
-        } else {
-            return Err(damaged(format!("its {what} is not in the file")));
-        };
-        for change in self.changes.within(offset..offset + len) {
-            let both = change.at.start.max(offset)..change.at.end.min(offset + len);
+        let end = offset.checked_add(len).filter(|end| *end <= self.length && len <= MAX_TABLE);
+        let end = end.ok_or_else(|| damaged(format!("its {what} is not in the file")))?;
+        // The file may not have grown yet as the log says.
+        let mut bytes = vec![0; len as usize];
+        read_padded(self.image, offset, &mut bytes)?;
+        for change in self.changes.within(offset..end) {
+            let both = change.at.start.max(offset)..change.at.end.min(end);
             let place = &mut bytes[(both.start - offset) as usize..(both.end - offset) as usize];
             match &change.sector {
                 None => place.fill(0),
