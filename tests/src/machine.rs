@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::nested::{Host, Output, Step};
+use crate::nested::{Host, Output, Step, last_lines};
 use crate::screen::{Font, Image};
 
 /// How long a machine of a test may run.
@@ -77,39 +77,42 @@ impl<'h> Machine<'h> {
     }
 
     /// Waits until the guest's serial port has said the text; all that it said so far.
+    ///
+    /// # Errors
+    /// It fell silent for good, or a Linux kernel there gave up.
     pub fn wait_for_serial(&mut self, text: &str) -> Result<String> {
-        self.serial.wait_for("stdout", text)
+        self.wait_for_serial_times(text, 1)
+    }
+
+    /// Waits until the guest's serial port has said the text so many times; all that it said so far.
+    ///
+    /// # Errors
+    /// As of [`Machine::wait_for_serial`].
+    pub fn wait_for_serial_times(&mut self, text: &str, times: usize) -> Result<String> {
+        Ok(self.listen(text, times, None)?.unwrap_or_default())
     }
 
     /// Whether the guest's serial port says the text, or has said it, before this time is over.
     ///
     /// # Errors
-    /// It fell silent for good.
+    /// As of [`Machine::wait_for_serial`].
     pub fn serial_says_within(&mut self, text: &str, time: Duration) -> Result<bool> {
-        let until = Instant::now() + time;
-        loop {
-            let ended = self.serial.ended()?.is_some();
-            let said = self.serial.stdout();
-            if said.contains(text) {
-                return Ok(true);
-            }
-            ensure!(!ended, "the serial port fell silent before '{text}' came; it said:\n{said}");
-            if Instant::now() >= until {
-                return Ok(false);
-            }
-            std::thread::sleep(LOOK);
-        }
+        Ok(self.listen(text, 1, Some(Instant::now() + time))?.is_some())
     }
 
-    /// Waits until the guest's serial port has said the text so many times; all that it said so far.
-    pub fn wait_for_serial_times(&mut self, text: &str, times: usize) -> Result<String> {
+    fn listen(&mut self, text: &str, times: usize, until: Option<Instant>) -> Result<Option<String>> {
         loop {
+            // Asked before the text is read, so that what was said last still counts.
+            let ended = self.serial.ended()?.is_some();
             let said = self.serial.stdout();
             if said.matches(text).count() >= times {
-                return Ok(said);
+                return Ok(Some(said));
             }
-            if self.serial.ended()?.is_some() && self.serial.stdout().matches(text).count() < times {
-                bail!("the serial port fell silent before '{text}' came {times} times; it said:\n{said}");
+            let gave_up = said.contains("end Kernel panic - not syncing");
+            ensure!(!gave_up, "the guest's kernel gave up before '{text}' came; it said:\n{}", last_lines(&said));
+            ensure!(!ended, "the serial port fell silent before '{text}' came; it said:\n{}", last_lines(&said));
+            if until.is_some_and(|until| Instant::now() >= until) {
+                return Ok(None);
             }
             std::thread::sleep(LOOK);
         }

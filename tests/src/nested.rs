@@ -452,7 +452,7 @@ fn tail(path: &Path) -> String {
 }
 
 /// The text's last forty lines.
-fn last_lines(text: &str) -> &str {
+pub(crate) fn last_lines(text: &str) -> &str {
     let start = text.trim_end().rmatch_indices('\n').nth(39).map_or(0, |(at, _)| at + 1);
     &text[start..]
 }
