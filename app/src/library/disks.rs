@@ -187,7 +187,7 @@ impl Machine {
         if !checkpoints.can_be_read()? || !checkpoints.list()?.is_empty() {
             return Err(DiskRefusal::Snapshots { name: name() }.into());
         }
-        if from.parent() != Some(&self.folder().join(FOLDER)) {
+        if !layers::is_inside(self.folder(), &from) {
             return Err(DiskRefusal::Outside { name: name(), path: from }.into());
         }
         let new = self.free_disk_name(disk, format);

@@ -20,6 +20,12 @@ use super::{LibraryError, Machine, files};
 
 /// The folder of a machine's own disks.
 pub const FOLDER: &str = "disks";
+
+/// Whether an image is in the folder of disks of the machine with this folder, which may replace it then.
+pub fn is_inside(folder: &Path, image: &Path) -> bool {
+    image.parent() == Some(&folder.join(FOLDER))
+}
+
 /// A temporary file of this age belongs to no process any more.
 const OLD: Duration = Duration::from_secs(24 * 60 * 60);
 /// What is still to be done of a merge whose bytes are moved.
@@ -81,7 +87,7 @@ impl Machine {
 
     fn make_overlay(&self, index: usize, below: &Path, id: &str) -> Result<Overlay, LibraryError> {
         let file = self.resolve(below);
-        if file.parent() != Some(&self.folder().join(FOLDER)) {
+        if !is_inside(self.folder(), &file) {
             return Err(LibraryError::OutsideDisk { name: self.name.clone(), disk: index, path: file });
         }
         let facts = disk::facts(&file).map_err(image)?;

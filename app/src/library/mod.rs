@@ -55,7 +55,7 @@ pub use disks::DiskRefusal;
 pub use files::random_hex;
 pub use firmware::{Firmware, UefiSupport};
 pub use layers::DiskImageError;
-pub(crate) use layers::is_own;
+pub(crate) use layers::{is_inside, is_own};
 pub use limits::HostLimits;
 pub use lock::Holder;
 pub use machine::Machine;

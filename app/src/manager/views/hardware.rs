@@ -1,6 +1,6 @@
 //! A machine's settings.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use egui::{Frame, Margin, Panel, Popup, Ui, WidgetInfo, WidgetType};
 use vmm_core::backend::disk::Format;
@@ -8,6 +8,7 @@ use vmm_core::config::{Boot, CdromConfig, ConfigError, MAX_CDROMS, MAX_DISKS, Vm
 
 use super::{View, form, notices, shell};
 use crate::jobs::Disk;
+use crate::library::is_inside;
 use crate::manager::action::{Action, DiskWork, Purpose, Request, disk_refusal};
 use crate::manager::model::{DiskFacts, DiskSizes, Machine};
 use crate::manager::state::Edit;
@@ -135,8 +136,7 @@ fn disks(ui: &mut Ui, view: &mut View<'_>, machine: &Machine, edit: &mut Edit, e
                 gone = Some(i);
             }
             if let Some(DiskFacts { path, sizes: Ok(sizes) }) = facts {
-                let is_inside = path.starts_with(&machine.folder);
-                work(ui, view, machine, i, sizes, is_inside, changed);
+                work(ui, view, machine, (i, path), sizes.format, changed);
             }
         });
     }
@@ -170,24 +170,17 @@ fn refusal(view: &View<'_>, machine: &Machine, changed: bool) -> Option<&'static
     if changed { Some("Save the changes first, or revert them") } else { disk_refusal(view.model, machine) }
 }
 
-/// What can be done to a disk's image, which is in the machine's folder or is not.
-fn work(
-    ui: &mut Ui,
-    view: &mut View<'_>,
-    machine: &Machine,
-    i: usize,
-    sizes: &DiskSizes,
-    is_inside: bool,
-    changed: bool,
-) {
+/// What can be done to a disk's image: its place among the machine's, its file, and the name of its format.
+fn work(ui: &mut Ui, view: &mut View<'_>, machine: &Machine, (i, image): (usize, &Path), format: &str, changed: bool) {
     let button = ui.icon_button(icon::MORE, &format!("More: Disk {}", i + 1));
     let disk = || Disk::Of { machine: machine.name.clone(), disk: i };
     let refusal = refusal(view, machine, changed);
-    let (label, other) = match sizes.format {
+    let (label, other) = match format {
         "raw" => ("Convert to qcow2…", Format::Qcow2),
         _ => ("Convert to raw…", Format::Raw),
     };
-    let outside = (!is_inside).then_some("It is not in this machine's folder: Tools, Disk images makes another of it");
+    let outside = "It is not in this machine's folder: Tools, Disk images makes another of it";
+    let outside = (!is_inside(&machine.folder, image)).then_some(outside);
     let rows = [
         (icon::ADD, "Grow…", Action::AskGrow(disk()), refusal),
         (icon::COMPACT, "Compact", Action::Answer(Request::Disk(disk(), DiskWork::Compact)), refusal),

@@ -219,7 +219,12 @@ fn read_padded(image: &Image, offset: u64, bytes: &mut [u8]) -> Result<(), Forei
 
 /// A table that must be in the file.
 fn read_table(image: &Image, offset: u64, len: u64, what: &str) -> Result<Vec<u8>, ForeignError> {
-    let inside = offset.checked_add(len).is_some_and(|end| end <= image.length);
+    read_table_within(image, image.length, offset, len, what)
+}
+
+/// A table that must be in the first `length` bytes, which the file has or, as zeroes, would have.
+fn read_table_within(image: &Image, length: u64, offset: u64, len: u64, what: &str) -> Result<Vec<u8>, ForeignError> {
+    let inside = offset.checked_add(len).is_some_and(|end| end <= length);
     if !inside || len > MAX_TABLE {
         return Err(damaged(format!("its {what} is not in the file")));
     }

@@ -108,7 +108,7 @@ fn refused(path: &Path, kind: Foreign, words: &str) {
 }
 
 #[test]
-fn images_that_stand_on_others_or_were_not_closed_are_refused_in_words() {
+fn images_that_stand_on_others_or_lead_elsewhere_are_refused_in_words() {
     let folder = folder();
     let raw = folder.path().join("disk.raw");
     fs::write(&raw, disk()).unwrap();

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::ops::{Bound, Range};
 
-use super::super::{ForeignError, Image, MAX_TABLE, Words, damaged, read_padded, read_table, unsupported};
+use super::super::{ForeignError, Image, Words, damaged, read_table, read_table_within, unsupported};
 use super::crc;
 
 /// The log and what it changes are made of these.
@@ -105,11 +105,9 @@ impl<'a> Replayed<'a> {
 
     /// A table that must be in the file.
     pub fn table(&self, offset: u64, len: u64, what: &str) -> Result<Vec<u8>, ForeignError> {
-        let end = offset.checked_add(len).filter(|end| *end <= self.length && len <= MAX_TABLE);
-        let end = end.ok_or_else(|| damaged(format!("its {what} is not in the file")))?;
         // The file may not have grown yet as the log says.
-        let mut bytes = vec![0; len as usize];
-        read_padded(self.image, offset, &mut bytes)?;
+        let mut bytes = read_table_within(self.image, self.length, offset, len, what)?;
+        let end = offset + len;
         for change in self.changes.within(offset..end) {
             let both = change.at.start.max(offset)..change.at.end.min(end);
             let place = &mut bytes[(both.start - offset) as usize..(both.end - offset) as usize];

@@ -5,7 +5,7 @@ mod log;
 #[cfg(test)]
 mod tests;
 
-use super::{ForeignError, Image, Locate, Opened, Place, Words, check_size, damaged, read_table, unsupported};
+use super::{ForeignError, Image, Locate, Opened, Place, Words, check_size, damaged, unsupported};
 use log::Replayed;
 
 const KIB: u64 = 1 << 10;
@@ -41,9 +41,9 @@ fn crc(bytes: &[u8]) -> u32 {
     !crc
 }
 
-/// The bytes of a structure with a signature and a sum, if it is whole.
-fn whole(bytes: Result<Vec<u8>, ForeignError>, signature: &[u8]) -> Option<Vec<u8>> {
-    let bytes = bytes.ok()?;
+/// A structure with a signature and a sum, if it is whole.
+fn whole(tables: &Replayed<'_>, offset: u64, len: u64, signature: &[u8]) -> Option<Vec<u8>> {
+    let bytes = tables.table(offset, len, "header").ok()?;
     (bytes.starts_with(signature) && Words(&bytes).le32(4).is_ok_and(|sum| sum == crc(&bytes))).then_some(bytes)
 }
 
@@ -56,20 +56,21 @@ struct Table {
 
 /// Opens one.
 pub fn open(image: Image) -> Result<Opened, ForeignError> {
-    let headers = [64 * KIB, 128 * KIB].map(|at| whole(read_table(&image, at, 4096, "header"), b"head"));
-    let header = headers.into_iter().flatten().max_by_key(|h| Words(h).le64(8).unwrap_or(0));
-    let header = header.ok_or_else(|| damaged("neither header is whole"))?;
+    let file = Replayed::clean(&image);
+    let headers = [64 * KIB, 128 * KIB].into_iter().filter_map(|at| whole(&file, at, 4096, b"head"));
+    let header =
+        headers.max_by_key(|h| Words(h).le64(8).unwrap_or(0)).ok_or_else(|| damaged("neither header is whole"))?;
     let words = Words(&header);
     if words.le16(66)? != 1 {
         return Err(unsupported("another version of VHDX than 1"));
     }
     let tables = match words.bytes::<16>(48)? {
-        id if id == [0; 16] => Replayed::clean(&image),
+        id if id == [0; 16] => file,
         id if words.le16(64)? == 0 => Replayed::read(&image, id, words.le64(72)?, words.le32(68)?.into())?,
         _ => return Err(unsupported("a log of another version than 0")),
     };
-    let regions = [192 * KIB, 256 * KIB].map(|at| whole(tables.table(at, 64 * KIB, "table of regions"), b"regi"));
-    let regions = regions.into_iter().flatten().next().ok_or_else(|| damaged("neither table of regions is whole"))?;
+    let regions = [192 * KIB, 256 * KIB].into_iter().find_map(|at| whole(&tables, at, 64 * KIB, b"regi"));
+    let regions = regions.ok_or_else(|| damaged("neither table of regions is whole"))?;
     let (bat, metadata) = find_regions(&Words(&regions))?;
     let (block, size, sector) = read_metadata(&tables, metadata)?;
     let size = check_size(size)?;
@@ -154,7 +155,7 @@ impl Locate for Table {
         match entry & 7 {
             // Not present, undefined, zero, unmapped.
             0..=3 => Ok((Place::Zero, len)),
-            PRESENT => Ok((Place::At { file: 0, offset: place(entry) + within }, len)),
+            PRESENT => Ok((Place::At { file: 0, offset: place(entry).saturating_add(within) }, len)),
             other => Err(damaged(format!("a block is in state {other}"))),
         }
     }

@@ -243,3 +243,17 @@ fn a_log_that_can_not_be_trusted_is_refused_in_words() {
         other.refused(words);
     }
 }
+
+#[test]
+fn a_block_at_the_end_of_all_addresses_is_an_error() {
+    let built = std::env::current_exe().unwrap();
+    let folder = tempfile::tempdir_in(built.parent().unwrap()).unwrap();
+    let path = folder.path().join("disk.vhdx");
+    qemu("qemu-img", &["create", "-q", "-f", "vhdx", "-o", "block_size=2M,size=16M"], &path);
+    let mut bytes = fs::read(&path).unwrap();
+    let (bat, _) = find_regions(&Words(&bytes[192 << 10..256 << 10])).unwrap();
+    bytes[bat.0 as usize..][..8].copy_from_slice(&(u64::MAX << 20 | PRESENT).to_le_bytes());
+    fs::write(&path, bytes).unwrap();
+    let mut disk = ForeignDisk::open(&path, Foreign::Vhdx).unwrap();
+    disk.read(3 << 19, &mut [0; 512]).unwrap_err();
+}
