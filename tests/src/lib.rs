@@ -1,6 +1,7 @@
 //! What the end-to-end tests are built from: guests made of Debian packages, the nested host that runs them on real
 //! KVM everywhere, and a virtual desktop to drive the windows in.
 
+pub mod checks;
 pub mod crash;
 pub mod desktop;
 pub mod guest;

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
+use crate::checks;
 use crate::initramfs::Initramfs;
 use crate::kvm::Kvm;
 use crate::media::{Flavour, Kernel};
@@ -315,6 +316,11 @@ pub struct Output {
 }
 
 impl Output {
+    /// Expects these checks of what it printed.
+    pub fn checks(&self, expected: &[&str]) -> Result<()> {
+        checks::expect(&self.stdout, expected).with_context(|| format!("see {}", self.folder.display()))
+    }
+
     /// Itself when the script ended with 0; otherwise an error that shows what it printed.
     pub fn success(self) -> Result<Self> {
         if self.code == 0 {

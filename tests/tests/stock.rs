@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
+use orangery_tests::checks;
 use orangery_tests::guest::Guest;
 use orangery_tests::machine::{Machine, preamble};
 use orangery_tests::media::{self, Flavour};
@@ -42,11 +43,8 @@ fn every_device_works(host: &Host, flavour: Flavour, expected: &[&str]) -> Resul
         include_str!("stock/devices-host.sh"),
     );
     let output = host.run("devices", &script, LIMIT)?;
-    let failed: Vec<&str> = output.stdout.lines().filter(|line| line.starts_with("FAILED")).collect();
-    assert!(failed.is_empty(), "{failed:?}, see {}", output.folder.display());
-    let output = output.success()?;
-    let passed: Vec<&str> = output.stdout.lines().filter_map(|line| line.trim_end().strip_prefix("ok ")).collect();
-    assert_eq!(passed, expected, "see {}", output.folder.display());
+    output.checks(expected)?;
+    output.success()?;
     Ok(())
 }
 
@@ -139,10 +137,7 @@ fn debian_s_kernel_and_tpm2_tools_use_the_tpm() -> Result<()> {
             preamble(host)?
         );
         let output = host.run("tpm", &script, LIMIT)?.success()?;
-        let failed: Vec<&str> = output.stdout.lines().filter(|line| line.starts_with("FAILED")).collect();
-        assert!(failed.is_empty(), "{failed:?}, see {}", output.folder.display());
-        let passed: Vec<&str> = output.stdout.lines().filter_map(|line| line.trim_end().strip_prefix("ok ")).collect();
-        let expected = [
+        output.checks(&[
             "device",
             "version",
             "driver",
@@ -155,9 +150,7 @@ fn debian_s_kernel_and_tpm2_tools_use_the_tpm() -> Result<()> {
             "seal",
             "load",
             "unseal",
-        ];
-        assert_eq!(passed, expected, "see {}", output.folder.display());
-        Ok(())
+        ])
     })
 }
 
@@ -217,14 +210,11 @@ fn debian_sees_the_machine_s_identity_and_topology_and_gives_memory_back() -> Re
         );
         let mut machine = Machine::start(host, "platform", &flags)?;
         let serial = machine.wait_for_serial("freed")?;
-        let lines = || serial.lines().map(str::trim_end);
-        let failed: Vec<_> = lines().filter(|line| line.starts_with("FAILED")).collect();
-        assert!(failed.is_empty(), "{failed:?}: {serial}");
-        let passed: Vec<_> = lines().filter_map(|line| line.strip_prefix("ok ")).collect();
-        assert_eq!(passed, CHECKS, "{serial}");
+        checks::expect(&serial, CHECKS)?;
         // The guest is told the machine's id.
         let shown = host.run("show", &format!("{}orangery --json show platform", preamble(host)?), LIMIT)?.success()?;
-        let uuid = lines().find_map(|line| line.strip_prefix("uuid ")).unwrap_or_default().replace('-', "");
+        let uuid =
+            serial.lines().find_map(|line| line.strip_prefix("uuid ")).unwrap_or_default().trim_end().replace('-', "");
         assert!(uuid.len() == 32 && shown.stdout.contains(&format!("\"id\":\"{uuid}\"")), "{uuid}: {}", shown.stdout);
         let script = format!("{}NAME=platform\n{}", preamble(host)?, include_str!("stock/balloon-host.sh"));
         host.run("balloon", &script, LIMIT)?.success()?;
@@ -247,9 +237,7 @@ fn debian_on_hyper_v_s_interfaces_uses_them() -> Result<()> {
             guest.initrd.display()
         );
         let output = host.run("hyperv", &script, LIMIT)?.success()?;
-        let passed: Vec<&str> = output.stdout.lines().filter_map(|line| line.trim_end().strip_prefix("ok ")).collect();
-        assert_eq!(passed, CHECKS, "see {}", output.folder.display());
-        Ok(())
+        output.checks(CHECKS)
     })
 }
 
@@ -274,9 +262,7 @@ fn debian_goes_on_where_it_was_saved_and_so_does_its_fork() -> Result<()> {
             include_str!("stock/saves-host.sh")
         );
         let output = host.run("saves", &script, 3 * LIMIT)?.success()?;
-        let passed: Vec<&str> = output.stdout.lines().filter_map(|line| line.trim_end().strip_prefix("ok ")).collect();
-        assert_eq!(passed, CHECKS, "see {}", output.folder.display());
-        Ok(())
+        output.checks(CHECKS)
     })
 }
 

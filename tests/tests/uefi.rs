@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use orangery_tests::checks;
 use orangery_tests::guest::Guest;
 use orangery_tests::machine::Machine;
 use orangery_tests::media::{self, Flavour};
@@ -96,8 +97,7 @@ fn debian_says(firmware: &str, expected: &[&str]) -> Result<()> {
         let flags = format!("--firmware {firmware} --memory 768 --cpus 2 --net none --cdrom '{}'", disc.display());
         let mut machine = Machine::start_for(host, firmware, &flags, DEBIAN_LIFE)?;
         let text = machine.wait_for_serial("ok done")?;
-        let said: Vec<&str> = text.lines().filter_map(|line| line.trim_end().strip_prefix("ok ")).collect();
-        assert_eq!(said, expected);
+        checks::expect(&text, expected)?;
         machine.wait()?.success()?;
         Ok(())
     })

@@ -31,7 +31,8 @@ orangery suspend saved
 round=$(number saved)
 sleep 15
 orangery start saved --headless
-wait_for saved "$round"
+# The first round's end may have been timed before the machine was saved, and told after.
+wait_for saved $((round + 1))
 after=$(behind saved)
 echo "the clock was $before s behind, and is $after s behind after 15 s"
 [ $((after - before)) -lt 8 ] && echo "ok clock"
