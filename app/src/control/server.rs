@@ -19,7 +19,7 @@ const MAX_CONNECTIONS: usize = 32;
 /// How long a client may take to read an answer.
 const WRITE_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long a machine's end waits for those who listen to it.
+/// How long a machine's end waits for those who listen to it, or wait for an answer.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How often progress is told.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
@@ -63,8 +63,8 @@ pub struct Server {
     path: PathBuf,
     stop: Arc<AtomicBool>,
     wake: UnixListener,
-    /// Connections that tell what happens.
-    listening: Arc<AtomicUsize>,
+    /// Connections on which something is being said.
+    speaking: Arc<AtomicUsize>,
 }
 
 impl Server {
@@ -88,10 +88,10 @@ impl Server {
         let listener = UnixListener::bind(short)?;
         let wake = listener.try_clone()?;
         let stop = Arc::new(AtomicBool::new(false));
-        let (stopping, listening) = (stop.clone(), Arc::new(AtomicUsize::new(0)));
-        let count = listening.clone();
+        let (stopping, speaking) = (stop.clone(), Arc::new(AtomicUsize::new(0)));
+        let count = speaking.clone();
         thread::Builder::new().name("control".into()).spawn(move || accept(&listener, &host, &stopping, &count))?;
-        Ok(Server { path, stop, wake, listening })
+        Ok(Server { path, stop, wake, speaking })
     }
 }
 
@@ -101,15 +101,16 @@ impl Drop for Server {
         let _ = std::fs::remove_file(&self.path);
         // Ends the accept; connections end with their clients or the process.
         let _ = rustix::net::shutdown(&self.wake, rustix::net::Shutdown::Both);
-        // The process may end with this: who listens to a machine that has stopped hears the last of it.
+        // The process may end with this: who listens to a machine that has stopped hears the last of it, and who had it
+        // stopped that it was done.
         let until = Instant::now() + LAST_WORDS;
-        while self.listening.load(Ordering::Acquire) > 0 && Instant::now() < until {
+        while self.speaking.load(Ordering::Acquire) > 0 && Instant::now() < until {
             thread::sleep(Duration::from_millis(2));
         }
     }
 }
 
-fn accept(listener: &UnixListener, host: &Arc<dyn Host>, stop: &AtomicBool, listening: &Arc<AtomicUsize>) {
+fn accept(listener: &UnixListener, host: &Arc<dyn Host>, stop: &AtomicBool, speaking: &Arc<AtomicUsize>) {
     let connections = Arc::new(AtomicUsize::new(0));
     while !stop.load(Ordering::Acquire) {
         let Ok((stream, _)) = listener.accept() else {
@@ -126,10 +127,10 @@ fn accept(listener: &UnixListener, host: &Arc<dyn Host>, stop: &AtomicBool, list
             }
             continue;
         }
-        let (host, count, listening) = (host.clone(), connections.clone(), listening.clone());
+        let (host, count, speaking) = (host.clone(), connections.clone(), speaking.clone());
         let served = thread::Builder::new().name("client".into()).spawn(move || {
             // A client that goes away in the middle is no news.
-            let _ = serve(stream, &*host, &listening);
+            let _ = serve(stream, &*host, &speaking);
             count.fetch_sub(1, Ordering::AcqRel);
         });
         if served.is_err() {
@@ -144,7 +145,23 @@ fn permitted(stream: &UnixStream) -> bool {
     rustix::net::sockopt::socket_peercred(stream).is_ok_and(|peer| peer.uid == own || peer.uid.is_root())
 }
 
-fn serve(stream: UnixStream, host: &dyn Host, listening: &AtomicUsize) -> io::Result<()> {
+/// Something is said on a connection as long as this lives.
+struct Speaking<'a>(&'a AtomicUsize);
+
+impl<'a> Speaking<'a> {
+    fn new(count: &'a AtomicUsize) -> Speaking<'a> {
+        count.fetch_add(1, Ordering::AcqRel);
+        Speaking(count)
+    }
+}
+
+impl Drop for Speaking<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn serve(stream: UnixStream, host: &dyn Host, speaking: &AtomicUsize) -> io::Result<()> {
     stream.set_write_timeout(Some(WRITE_PATIENCE))?;
     let mut reader = BufReader::new(stream);
     match read_line(&mut reader)? {
@@ -168,18 +185,15 @@ fn serve(stream: UnixStream, host: &dyn Host, listening: &AtomicUsize) -> io::Re
             }
             Err(error) => return Err(error),
         };
+        let spoken = Speaking::new(speaking);
         let reply = match request {
             Request::Attach { stream } => {
                 let client = reader.get_ref().try_clone()?;
                 write_line(reader.get_mut(), &Reply::Attached)?;
+                drop(spoken);
                 return host.attach(stream, client).map_err(io::Error::other);
             }
-            Request::Listen => {
-                listening.fetch_add(1, Ordering::AcqRel);
-                let listened = listen(reader, host);
-                listening.fetch_sub(1, Ordering::AcqRel);
-                return listened;
-            }
+            Request::Listen => return listen(reader, host),
             work @ (Request::Suspend
             | Request::TakeSnapshot { .. }
             | Request::DeleteSnapshot { .. }

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::client::PATIENCE;
 use super::protocol::{MAX_LINE, MAX_TEXT, Pointer, Reply, Request, VERSION, read_line, write_line};
@@ -50,8 +51,13 @@ impl Host for Fake {
     fn work(&self, request: Request, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<(), String> {
         // It has no end until somebody gives it up, where it was asked for twice.
         let again = self.asked.lock().unwrap().contains(&request);
+        let slow = request == Request::KeepOnTimeline;
         self.asked.lock().unwrap().push(request);
         let mut done = 0;
+        if slow {
+            // Its answer takes longer than whoever waits for the machine's end.
+            std::thread::sleep(Duration::from_millis(200));
+        }
         while again || done == 0 {
             if !progress(done, 5) {
                 self.asked.lock().unwrap().clear();
@@ -249,6 +255,22 @@ fn a_server_that_ends_takes_its_socket_with_it() {
     drop(bench.server.take());
     assert_eq!(std::fs::read_dir(bench.dir.path()).unwrap().count(), 0);
     assert!(matches!(Client::connect_in(bench.dir.path(), "id", PATIENCE), Err(ControlError::NotRunning)));
+}
+
+#[test]
+fn a_server_that_ends_lets_an_answer_be_finished() {
+    let mut bench = Bench::new();
+    let mut raw = bench.raw();
+    write_line(raw.get_mut(), &Request::Hello { version: VERSION }).unwrap();
+    write_line(raw.get_mut(), &Request::KeepOnTimeline).unwrap();
+    while bench.fake.asked.lock().unwrap().is_empty() {
+        std::thread::yield_now();
+    }
+    drop(bench.server.take());
+    // The process would be gone now.
+    raw.get_ref().set_nonblocking(true).unwrap();
+    let said: Vec<Reply> = std::iter::from_fn(|| read_line(&mut raw).ok().flatten()).collect();
+    assert_eq!(said.last(), Some(&Reply::Done), "{said:?}");
 }
 
 #[test]
