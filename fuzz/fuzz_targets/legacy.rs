@@ -11,11 +11,11 @@ use vmm_core::backend::chardev::CharPort;
 use vmm_core::backend::input::{InputEvent, InputPort};
 use vmm_core::base::{Component, InlineExecutor};
 use vmm_core::devices::legacy::{
-    Clock, CmosSizes, DebugCon, I8042, I8042_PORTS, PmBlock, Port92, ResetControl, Rtc, Serial,
+    Apm, Clock, CmosSizes, DebugCon, I8042, I8042_PORTS, PmBlock, Port92, ResetControl, Rtc, Serial,
 };
 use vmm_core::hw::{Action, Bus, BusDevice};
 use vmm_core::pci::PciRoot;
-use vmm_core::testkit::FakeLine;
+use vmm_core::testkit::{FakeLine, FakeManagement};
 
 const STEPS: usize = 200;
 const PM: u64 = 0x600;
@@ -56,7 +56,9 @@ impl Machine {
         let (debug, _) = CharPort::pair().expect("a port");
         let (keyboard, pointer) = (InputPort::new().expect("a port"), InputPort::new().expect("a port"));
         let sizes = CmosSizes { low_ram: 3 << 30, high_ram: 5 << 30, cpus: 4 };
-        let power = Arc::new(PmBlock::new(clock.clone(), irq(), io.clone()).expect("a timer"));
+        let power = PmBlock::new(clock.clone(), irq(), io.clone()).expect("a timer");
+        let power = Arc::new(power.with_smm());
+        let apm = Arc::new(Apm::new(power.clone(), Arc::new(FakeManagement::default())));
         let rtc = Arc::new(Rtc::new(sizes, clock, irq(), io.clone()).expect("a timer"));
         let serial = Arc::new(Serial::new("com1", serial_port, irq(), io.clone()));
         let i8042 = I8042::new(keyboard.clone(), pointer.clone(), irq(), irq(), io).expect("a timer");
@@ -65,10 +67,11 @@ impl Machine {
         let reset = Arc::new(ResetControl::new(root.config_ports()));
         let port_92 = Arc::new(Port92::default());
         let ports = Arc::new(Bus::default());
-        let devices: [(u64, u64, Arc<dyn BusDevice>); 7] = [
+        let devices: [(u64, u64, Arc<dyn BusDevice>); 8] = [
             (0x60, I8042_PORTS, i8042.clone()),
             (0x70, 2, rtc.clone()),
             (0x92, 1, port_92.clone()),
+            (0xb2, 2, apm.clone()),
             (0x3f8, 8, serial.clone()),
             (0x402, 1, Arc::new(DebugCon::new(debug))),
             (0xcf8, 8, reset.clone()),
@@ -77,7 +80,7 @@ impl Machine {
         for (start, len, device) in devices {
             assert!(ports.insert(start, len, device));
         }
-        let components: Vec<Arc<dyn Component>> = vec![power.clone(), rtc, serial, i8042, reset, port_92];
+        let components: Vec<Arc<dyn Component>> = vec![power.clone(), rtc, serial, i8042, reset, port_92, apm];
         components.iter().for_each(|component| component.resume());
         Machine { ports, components, power, executor, line, keyboard, pointer }
     }

@@ -47,19 +47,30 @@ impl<'h> Machine<'h> {
 
     /// The same, for a machine that may run for `life`.
     pub fn start_for(host: &'h Host, name: &str, flags: &str, life: Duration) -> Result<Self> {
+        Self::create(host, name, flags)?;
+        Self::run(host, name, life, "")
+    }
+
+    /// Creates a machine with these flags of `orangery create`, in the shell's syntax.
+    pub fn create(host: &Host, name: &str, flags: &str) -> Result<()> {
         let create = format!("{}orangery create {name} {flags}", preamble(host)?);
-        host.run("create", &create, COMMAND)?.success()?;
-        Self::run(host, name, life)
+        host.run("create", &create, COMMAND)?.success().map(drop)
+    }
+
+    /// Starts one that was created before, with more in its environment: assignments, in the shell's syntax.
+    pub fn start_with(host: &'h Host, name: &str, life: Duration, environment: &str) -> Result<Self> {
+        Self::run(host, name, life, environment)
     }
 
     /// Starts a machine that was created before and has stopped.
     pub fn restart(host: &'h Host, name: &str) -> Result<Self> {
-        Self::run(host, name, LIFE)
+        Self::run(host, name, LIFE, "")
     }
 
-    fn run(host: &'h Host, name: &str, life: Duration) -> Result<Self> {
+    fn run(host: &'h Host, name: &str, life: Duration, environment: &str) -> Result<Self> {
         let preamble = preamble(host)?;
-        let mut run = host.spawn("run", &format!("{preamble}exec orangery --json run {name} --headless"), life)?;
+        let script = format!("{preamble}{environment} exec orangery --json run {name} --headless");
+        let mut run = host.spawn("run", &script, life)?;
         run.wait_for("stdout", "\"started\"")?;
         let serial = host.spawn("serial", &format!("{preamble}exec orangery console {name}"), life)?;
         Ok(Self { host, name: name.to_owned(), run, serial, life, picture: None })

@@ -1,10 +1,10 @@
 //! UEFI on our machine, as the distribution ships it: OVMF's own shell, and systems that start through it.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use orangery_tests::checks;
 use orangery_tests::guest::Guest;
 use orangery_tests::machine::Machine;
@@ -72,7 +72,7 @@ fn a_variable_outlasts_the_machine_that_set_it_until_the_variables_are_reset() -
 }
 
 /// Debian's signed boot loaders, its kernel and a script on a CD.
-fn debian_disc(folder: &std::path::Path) -> Result<PathBuf> {
+fn debian_disc(folder: &Path) -> Result<PathBuf> {
     let script = include_str!("uefi/guest.sh");
     let guest = Guest::build(Flavour::Generic, folder, script, &[])?;
     let (info, config) = (folder.join("info"), folder.join("grub.cfg"));
@@ -111,6 +111,63 @@ fn debian_starts_from_a_cd_and_powers_off() -> Result<()> {
 #[test]
 fn debian_s_signed_system_starts_under_secure_boot() -> Result<()> {
     debian_says("uefi-secure", &["efi", "secure-boot", "flash", "ecam", "console efi", "gpu", "done"])
+}
+
+/// Makes a folder that offers only this of Debian's firmware with system management mode; how to name it to a machine.
+fn guarded_firmware(folder: &Path, descriptor: &str) -> Result<String> {
+    let path = Path::new("/usr/share/qemu/firmware").join(descriptor);
+    fs::copy(&path, folder.join(descriptor)).with_context(|| format!("could not copy {}", path.display()))?;
+    Ok(format!("ORANGERY_FIRMWARE='{}'", folder.display()))
+}
+
+#[test]
+fn debian_s_signed_system_starts_where_firmware_needs_system_management_mode() -> Result<()> {
+    on_host(|host| {
+        let folder = tempfile::tempdir_in(orangery_tests::artifacts()?)?;
+        let disc = debian_disc(folder.path())?;
+        let firmware = guarded_firmware(folder.path(), "40-edk2-x86_64-secure-enrolled.json")?;
+        let flags = format!("--firmware uefi-secure --memory 768 --cpus 2 --net none --cdrom '{}'", disc.display());
+        Machine::create(host, "guarded", &flags)?;
+        let mut machine = Machine::start_with(host, "guarded", DEBIAN_LIFE, &firmware)?;
+        let text = machine.wait_for_serial("ok done")?;
+        // The kernel has no business with the flash.
+        checks::expect(&text, &["efi", "secure-boot", "ecam", "console efi", "gpu", "done"])?;
+        machine.wait()?.success()?;
+        Ok(())
+    })
+}
+
+/// What the shell runs as one who would like to know what firmware hides, and to change its variables behind its back: it writes
+/// into the last MiB of RAM and reads that, erases the first block of the variables' flash, and reads the volume's signature there.
+const INTRUDER: &str = "\
+mm 2ff00000 12345678 -w 4 -MEM -n\r
+mm 2ff00000 -w 4 -MEM -n\r
+mm ffc00000 20 -w 1 -MMIO -n\r
+mm ffc00000 d0 -w 1 -MMIO -n\r
+mm ffc00028 -w 4 -MMIO -n\r
+setvar Juice -guid 6f72616e-6765-7279-8000-000000000001 -nv -bs =0xc0ffee42\r
+setvar Juice -guid 6f72616e-6765-7279-8000-000000000001\r
+echo all tried\r
+";
+
+#[test]
+fn nobody_but_firmware_sees_its_memory_or_writes_its_variables() -> Result<()> {
+    on_host(|host| {
+        let folder = tempfile::tempdir_in(orangery_tests::artifacts()?)?;
+        let disk = folder.path().join("startup.img");
+        media::fat_disk(&disk, &[("startup.nsh", INTRUDER)])?;
+        let firmware = guarded_firmware(folder.path(), "50-edk2-x86_64-secure.json")?;
+        let flags = format!("--firmware uefi --memory 768 --cpus 2 --net none --disk '{}',ro", disk.display());
+        Machine::create(host, "intruder", &flags)?;
+        let mut machine = Machine::start_with(host, "intruder", DEBIAN_LIFE, &firmware)?;
+        let text = machine.wait_for_serial("\nall tried\r")?;
+        machine.verb("stop", "--force")?.success()?;
+        let read = |command: &str| text.split_once(command).and_then(|(_, rest)| rest.split_ascii_whitespace().next());
+        ensure!(read("mm 2ff00000 -w 4 -MEM -n") == Some("0xFFFFFFFF"), "what firmware hides is seen: {text}");
+        ensure!(read("mm ffc00028 -w 4 -MMIO -n") == Some("0x4856465F"), "the variables were erased: {text}");
+        ensure!(text.contains(THERE), "what is asked of firmware is not done: {text}");
+        Ok(())
+    })
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! UEFI firmware (OVMF): found as the ecosystem describes it, in files like /usr/share/qemu/firmware/*.json (QEMU's
 //! docs/interop/firmware.json), else where distributions are known to put it.
 //!
-//! Only builds for x86-64 that need no system management mode are taken: this machine has none. The firmware is two
-//! images that lie one above the other and end at 4 GiB: the variables' template, and the code.
+//! Builds for x86-64 are taken, and those that need system management mode only where there is no other: not every host's KVM
+//! has it. The firmware is two images that lie one above the other and end at 4 GiB: the variables' template, and the code.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -46,6 +46,8 @@ pub struct Uefi {
     pub template: PathBuf,
     /// What it calls itself.
     pub description: String,
+    /// It needs system management mode, in which it guards its variables.
+    pub smm: bool,
 }
 
 /// The contents of a firmware's two files.
@@ -59,31 +61,36 @@ pub struct Images {
 
 impl Uefi {
     /// Finds this host's firmware: with `secure`, a build that enforces Secure Boot and variables with Microsoft's keys.
-    pub fn find(secure: bool) -> Result<Uefi, BootError> {
-        match std::env::var_os(OWN) {
-            Some(own) => Uefi::choose(secure, &[], &known(&[PathBuf::from(own)], &[])),
-            None => Uefi::choose(secure, &descriptor_folders(), &known(&FOLDERS.map(PathBuf::from), &PLACES)),
+    /// `smm`: whether machines can have system management mode here.
+    pub fn find(secure: bool, smm: bool) -> Result<Uefi, BootError> {
+        match std::env::var_os(OWN).map(PathBuf::from) {
+            Some(own) => Uefi::choose(secure, smm, std::slice::from_ref(&own), &known(std::slice::from_ref(&own), &[])),
+            None => Uefi::choose(secure, smm, &descriptor_folders(), &known(&FOLDERS.map(PathBuf::from), &PLACES)),
         }
     }
 
     /// The same with descriptors from these folders, the first of the lowest rank, and then these pairs of files.
-    fn choose(secure: bool, folders: &[PathBuf], known: &[(PathBuf, PathBuf)]) -> Result<Uefi, BootError> {
+    fn choose(secure: bool, smm: bool, folders: &[PathBuf], known: &[(PathBuf, PathBuf)]) -> Result<Uefi, BootError> {
         let mut skipped = Vec::new();
         let mut plain = Vec::new();
+        let mut with_smm = None;
         for path in descriptors(folders) {
-            match read_descriptor(&path).and_then(|descriptor| descriptor.usable()) {
-                Ok((uefi, kind)) if (kind == Kind::Enrolled) == secure => return Ok(uefi),
-                Ok((uefi, Kind::Plain)) => plain.push(uefi),
-                Ok((_, Kind::Enrolled)) => {}
+            match read_descriptor(&path).and_then(|descriptor| descriptor.usable(smm)) {
+                Ok((uefi, kind)) if (kind == Kind::Enrolled) == secure => match uefi.smm {
+                    false => return Ok(uefi),
+                    true => drop(with_smm.get_or_insert(uefi)),
+                },
+                Ok((uefi, Kind::Plain)) if !uefi.smm => plain.push(uefi),
+                Ok(_) => {}
                 Err(why) => skipped.push(format!("{}: {why}", path.display())),
             }
         }
         for (code, template) in known.iter().filter(|(code, template)| code.is_file() && template.is_file()) {
             let description = "UEFI firmware for x86-64".to_string();
-            plain.push(Uefi { code: code.clone(), template: template.clone(), description });
+            plain.push(Uefi { code: code.clone(), template: template.clone(), description, smm: false });
         }
         if !secure {
-            return plain.into_iter().next().ok_or_else(|| BootError::NoUefi { skipped: list(&skipped) });
+            return plain.into_iter().next().or(with_smm).ok_or_else(|| BootError::NoUefi { skipped: list(&skipped) });
         }
         // Debian 12's build without SMM enforces Secure Boot, which its descriptor does not tell: look inside.
         for uefi in plain {
@@ -92,7 +99,7 @@ impl Uefi {
                 Err(why) => skipped.push(format!("{}: {why}", uefi.code.display())),
             }
         }
-        Err(BootError::NoSecureBoot { skipped: list(&skipped) })
+        with_smm.ok_or_else(|| BootError::NoSecureBoot { skipped: list(&skipped) })
     }
 
     /// The same code with variables that have Microsoft's keys, if it enforces Secure Boot.
@@ -106,7 +113,8 @@ impl Uefi {
         if !secure_boot::is_built_in(&code) {
             return Err("it was built without Secure Boot".into());
         }
-        Ok(Uefi { code: self.code.clone(), template, description: format!("{}, with Secure Boot", self.description) })
+        let description = format!("{}, with Secure Boot", self.description);
+        Ok(Uefi { code: self.code.clone(), template, description, smm: self.smm })
     }
 
     /// Reads both images.
@@ -229,8 +237,8 @@ fn read_descriptor(path: &Path) -> Result<Descriptor, String> {
 }
 
 impl Descriptor {
-    /// The firmware and what it promises, or why it is none for this machine.
-    fn usable(self) -> Result<(Uefi, Kind), String> {
+    /// The firmware and what it promises, or why it is none for this machine, which may have system management mode.
+    fn usable(self, smm: bool) -> Result<(Uefi, Kind), String> {
         let has = |feature: &str| self.features.iter().any(|f| f == feature);
         if !self.interfaces.iter().any(|interface| interface == "uefi") {
             return Err("it is no UEFI firmware".into());
@@ -243,8 +251,9 @@ impl Descriptor {
         if !self.targets.iter().any(ours) {
             return Err("it is for another kind of machine".into());
         }
-        if has("requires-smm") {
-            return Err("it needs system management mode, which this machine does not have".into());
+        let needs_smm = has("requires-smm");
+        if needs_smm && !smm {
+            return Err("it needs system management mode, which this computer's KVM does not have".into());
         }
         if self.mapping.device != "flash" || self.mapping.mode.as_deref().is_some_and(|mode| mode != "split") {
             return Err("it keeps its variables in no flash of their own".into());
@@ -264,7 +273,8 @@ impl Descriptor {
         let enrolled =
             self.features.iter().any(|f| f == "secure-boot") && self.features.iter().any(|f| f == "enrolled-keys");
         let kind = if enrolled { Kind::Enrolled } else { Kind::Plain };
-        Ok((Uefi { code: code.filename, template: template.filename, description: self.description }, kind))
+        let (code, template, description) = (code.filename, template.filename, self.description);
+        Ok((Uefi { code, template, description, smm: needs_smm }, kind))
     }
 }
 

@@ -56,7 +56,7 @@ impl Rig {
     }
 
     fn found(&self, secure: bool) -> Result<String, String> {
-        let uefi = Uefi::choose(secure, &self.folders, &[]).map_err(|error| error.to_string())?;
+        let uefi = Uefi::choose(secure, false, &self.folders, &[]).map_err(|error| error.to_string())?;
         Ok(uefi.code.file_name().unwrap().to_string_lossy().into_owned())
     }
 }
@@ -119,14 +119,31 @@ fn firmware_with_keys_is_for_secure_boot_and_for_nothing_else() {
 }
 
 #[test]
+fn firmware_that_needs_system_management_mode_is_taken_where_there_is_no_other_and_the_host_has_it() {
+    let rig = rig();
+    let found = |secure, smm| Uefi::choose(secure, smm, &rig.folders, &[]).map(|uefi| (uefi.code, uefi.smm));
+    let image = |name: &str| rig.dir.path().join(name);
+    rig.descriptor(0, "10.json", "guarded", &["secure-boot", "enrolled-keys", "requires-smm"], |_| ());
+    rig.descriptor(0, "20.json", "guarded-plain", &["requires-smm"], |_| ());
+    assert_eq!(found(true, true).unwrap(), (image("guarded"), true));
+    assert_eq!(found(false, true).unwrap(), (image("guarded-plain"), true));
+    let error = found(true, false).unwrap_err().to_string();
+    assert!(error.contains("system management mode, which this computer's KVM does not have"), "{error}");
+    rig.plain(0, "80.json", "plain");
+    rig.descriptor(0, "90.json", "keys", &["secure-boot", "enrolled-keys"], |_| ());
+    assert_eq!(found(false, true).unwrap(), (image("plain"), false));
+    assert_eq!(found(true, true).unwrap(), (image("keys"), false));
+}
+
+#[test]
 fn known_places_are_looked_at_when_there_is_no_descriptor() {
     let rig = rig();
     let known = known(&[rig.dir.path().to_path_buf()], &[]);
-    assert!(Uefi::choose(false, &rig.folders, &known).is_err());
+    assert!(Uefi::choose(false, false, &rig.folders, &known).is_err());
     rig.image("OVMF_CODE.fd");
-    assert!(Uefi::choose(false, &rig.folders, &known).is_err(), "code without variables is of no use");
+    assert!(Uefi::choose(false, false, &rig.folders, &known).is_err(), "code without variables is of no use");
     rig.image("OVMF_VARS.fd");
-    let uefi = Uefi::choose(false, &rig.folders, &known).unwrap();
+    let uefi = Uefi::choose(false, false, &rig.folders, &known).unwrap();
     assert_eq!(uefi.template.file_name().unwrap(), "OVMF_VARS.fd");
     assert_eq!(uefi.read().unwrap().code.len(), 128 << 10);
 }
@@ -138,14 +155,14 @@ fn images_that_can_not_be_firmware_are_refused() {
     let bad = rig.dir.path().join("bad");
     let code = |bytes: &[u8]| {
         fs::write(&bad, bytes).unwrap();
-        Uefi { code: bad.clone(), template: good.clone(), description: String::new() }.read()
+        Uefi { code: bad.clone(), template: good.clone(), description: String::new(), smm: false }.read()
     };
     for bytes in [&[][..], &[1; 4096], &[1; 100_000], &[0; 1 << 17], &[0xff; 1 << 17]] {
         assert!(matches!(code(bytes), Err(BootError::Format { .. })), "{}", bytes.len());
     }
     let template = |bytes: &[u8]| {
         fs::write(&bad, bytes).unwrap();
-        Uefi { code: good.clone(), template: bad.clone(), description: String::new() }.read()
+        Uefi { code: good.clone(), template: bad.clone(), description: String::new(), smm: false }.read()
     };
     for bytes in [&[][..], &[1; 8192], &[1; 100], &vec![1; MAX_SIZE]] {
         assert!(matches!(template(bytes), Err(BootError::Format { .. })), "{}", bytes.len());
@@ -155,8 +172,11 @@ fn images_that_can_not_be_firmware_are_refused() {
 #[test]
 fn this_host_s_firmware_is_what_its_package_says() {
     // The package is in ./dev's list of what machines run with.
-    let plain = Uefi::find(false).unwrap();
+    let plain = Uefi::find(false, false).unwrap();
     let images = plain.read().unwrap();
     assert!(images.code.len() + images.variables.len() <= MAX_SIZE);
-    assert_eq!(secure_boot::is_built_in(&images.code), plain.with_keys().is_ok());
+    let enforces = secure_boot::is_built_in(&images.code);
+    assert_eq!(enforces, plain.with_keys().is_ok());
+    // System management mode only if that is what it takes.
+    assert_eq!(Uefi::find(true, true).unwrap().smm, !enforces);
 }

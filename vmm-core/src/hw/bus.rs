@@ -10,6 +10,10 @@ pub trait BusDevice: Send + Sync {
     fn read(&self, offset: u64, data: &mut [u8]);
     /// Writes; the machine does what is returned.
     fn write(&self, offset: u64, data: &[u8]) -> Option<Action>;
+    /// The same by a CPU in system management mode, to which a device may grant more.
+    fn write_in_smm(&self, offset: u64, data: &[u8]) -> Option<Action> {
+        self.write(offset, data)
+    }
 }
 
 /// A [`BusDevice`] that one vCPU at a time may touch: put it in a `Mutex`.
@@ -85,6 +89,12 @@ impl Bus {
     pub fn write(&self, address: u64, data: &[u8]) -> Option<Action> {
         let (device, offset) = self.find(address, data.len())?;
         device.write(offset, data)
+    }
+
+    /// The same by a CPU in system management mode.
+    pub fn write_in_smm(&self, address: u64, data: &[u8]) -> Option<Action> {
+        let (device, offset) = self.find(address, data.len())?;
+        device.write_in_smm(offset, data)
     }
 }
 

@@ -68,6 +68,22 @@ pub trait MemorySlots: Send + Sync {
     fn take_dirty(&self, slot: SlotId) -> io::Result<Vec<u64>>;
 }
 
+/// The machine's part of system management mode (Intel SDM volume 3, chapter 33), in which firmware runs unseen by the guest.
+pub trait SystemManagement: Send + Sync {
+    /// Raises the interrupt that leads there, on all CPUs. The CPU whose access asks for it takes it before its next
+    /// instruction.
+    fn interrupt(&self);
+    /// Hides the last `len` bytes of RAM below 4 GiB from devices and from CPUs that are not in that mode: 0, or one of
+    /// [`TSEG_SIZES`].
+    fn hide_ram(&self, len: u64) -> io::Result<()>;
+}
+
+/// How much RAM firmware may have for system management mode, bytes: TSEG of the host bridge (Intel 3 Series Express Chipset,
+/// "MCH", §5.1.30), by the values of its field. The last is QEMU's extension, found by [its register](TSEG_EXTENDED_MIB).
+pub const TSEG_SIZES: [u64; 4] = [1 << 20, 2 << 20, 8 << 20, (TSEG_EXTENDED_MIB as u64) << 20];
+/// What the host bridge's register for the extended size holds, MiB.
+pub const TSEG_EXTENDED_MIB: u16 = 16;
+
 /// Names a mapping of [`MemorySlots`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SlotId(pub u32);

@@ -24,7 +24,9 @@ use slots::Slots;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::base::{GuestMemory, Section};
-use crate::hw::{Doorbells, IrqLine, MemorySlots, MsiRoute, MsiSink, SharedRegion, SlotId};
+use crate::hw::{
+    Doorbells, IrqLine, MemorySlots, MsiRoute, MsiSink, SharedRegion, SlotId, SystemManagement, TSEG_SIZES,
+};
 
 /// Where KVM keeps the three pages of its real-mode TSS and its identity page table: reserved in every memory map the
 /// guest sees.
@@ -68,34 +70,61 @@ fn without_vga_window(start: u64, len: u64) -> impl Iterator<Item = (u64, u64)> 
     [below, above].into_iter().filter(|(start, end)| start < end).map(|(start, end)| (start, end - start))
 }
 
+/// The last [`TSEG_SIZES`] bytes of low RAM are in slots of their own, so that hiding some takes nothing else away, not even
+/// for a moment: where these parts begin, and their length.
+fn at_tseg_sizes(start: u64, len: u64) -> Vec<(u64, u64)> {
+    let end = start + len;
+    let inner = TSEG_SIZES.iter().rev().filter_map(|&size| end.checked_sub(size)).filter(|&at| at > start);
+    let edges: Vec<u64> = [start].into_iter().chain(inner).chain([end]).collect();
+    edges.windows(2).map(|edge| (edge[0], edge[1] - edge[0])).collect()
+}
+
+/// Whether this host's KVM has system management mode.
+pub fn has_smm() -> bool {
+    Kvm::new().is_ok_and(|kvm| kvm.check_extension_raw(u64::from(kvm_bindings::KVM_CAP_X86_SMM)) > 0)
+}
+
 /// A virtual machine of the kernel's: memory slots, interrupt controllers, CPUs.
 pub struct KvmVm {
     kvm: Kvm,
     vm: Arc<VmFd>,
     slots: Slots,
+    /// The slots of low RAM, and where each begins.
+    low_ram: Vec<(u64, SlotId)>,
     irqs: Arc<Irqs>,
     /// The slots point into it.
     memory: GuestMemory,
 }
 
 impl KvmVm {
-    /// A machine with this RAM, PICs, an I/O APIC and a PIT, and no CPUs yet.
-    pub fn new(memory: &GuestMemory) -> Result<KvmVm, KvmError> {
+    /// A machine with this RAM, PICs, an I/O APIC and a PIT, and no CPUs yet. With `smm`, its CPUs have system management
+    /// mode.
+    pub fn new(memory: &GuestMemory, smm: bool) -> Result<KvmVm, KvmError> {
         let kvm = tried("could not open /dev/kvm", Kvm::new())?;
         let vm = Arc::new(tried("KVM could not create a virtual machine", kvm.create_vm())?);
         tried("KVM refused the TSS's place", vm.set_tss_address(RESERVED_START as usize + 0x1000))?;
         tried("KVM refused the identity map's place", vm.set_identity_map_address(RESERVED_START))?;
         // Memory first: a slot waits for whoever uses the buses, which the interrupt controllers put themselves on.
-        let slots = Slots::new(vm.clone());
+        let slots = Slots::new(vm.clone(), smm);
+        let mut low_ram = Vec::new();
         for region in memory.regions() {
-            for (start, len) in without_vga_window(region.start.0, region.len) {
+            let low = region.start.0 == 0;
+            let parts = without_vga_window(region.start.0, region.len);
+            let parts = parts.flat_map(|(start, len)| match smm && low {
+                true => at_tseg_sizes(start, len),
+                false => vec![(start, len)],
+            });
+            for (start, len) in parts {
                 // SAFETY: the part is inside the region, which stays mapped as long as `memory`, of which self keeps a
                 // clone.
                 let slot = unsafe {
                     let host = region.host.add((start - region.start.0) as usize);
                     slots.add(start, host, len, slots::Kind::Ram)
                 };
-                tried("KVM refused the guest's memory", slot)?;
+                let slot = tried("KVM refused the guest's memory", slot)?;
+                if low {
+                    low_ram.push((start, slot));
+                }
             }
         }
         tried("KVM could not create the interrupt controllers", vm.create_irq_chip())?;
@@ -103,7 +132,7 @@ impl KvmVm {
         tried("KVM could not create the timer", vm.create_pit2(pit))?;
         let irqs = Arc::new(Irqs::new(vm.clone()));
         tried("KVM refused the interrupt routing", irqs.commit())?;
-        Ok(KvmVm { kvm, vm, slots, irqs, memory: memory.clone() })
+        Ok(KvmVm { kvm, vm, slots, low_ram, irqs, memory: memory.clone() })
     }
 
     /// Shows `region` read-only at `address`: firmware. A write exits as MMIO.
@@ -213,6 +242,22 @@ impl MemorySlots for KvmVm {
     }
 }
 
+impl SystemManagement for KvmVm {
+    fn interrupt(&self) {
+        // To all local APICs, by their physical ids (Intel SDM volume 3, §11.11): the kernel has noted it when this returns. It
+        // has nothing to refuse.
+        const ALL: u32 = 0xfee0_0000 | 0xff << 12;
+        const SMI: u32 = 2 << 8;
+        let _ = self.vm.signal_msi(kvm_bindings::kvm_msi { address_lo: ALL, data: SMI, ..Default::default() });
+    }
+
+    fn hide_ram(&self, len: u64) -> io::Result<()> {
+        let shown = self.memory.low_top().saturating_sub(len);
+        self.memory.hide(len);
+        self.low_ram.iter().try_for_each(|&(start, slot)| self.slots.hide(slot, start >= shown))
+    }
+}
+
 impl MsiSink for KvmVm {
     fn route(&self) -> io::Result<Arc<dyn MsiRoute>> {
         self.irqs.clone().msi_route()
@@ -229,5 +274,14 @@ mod tests {
         assert_eq!(parts(0, 0x10_0000), [(0, 0xa_0000), (0xc_0000, 0x4_0000)]);
         assert_eq!(parts(0, 0xb_0000), [(0, 0xa_0000)]);
         assert_eq!(parts(0x1_0000_0000, 0x1000), [(0x1_0000_0000, 0x1000)]);
+    }
+
+    #[test]
+    fn low_ram_is_cut_wherever_system_management_may_begin() {
+        let mib =
+            |parts: Vec<(u64, u64)>| parts.into_iter().map(|(start, len)| (start >> 20, len >> 20)).collect::<Vec<_>>();
+        assert_eq!(mib(at_tseg_sizes(0, 64 << 20)), [(0, 48), (48, 8), (56, 6), (62, 1), (63, 1)]);
+        assert_eq!(mib(at_tseg_sizes(0, 2 << 20)), [(0, 1), (1, 1)]);
+        assert_eq!(at_tseg_sizes(0, 0xa_0000), [(0, 0xa_0000)]);
     }
 }

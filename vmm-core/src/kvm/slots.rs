@@ -20,31 +20,44 @@ pub(super) enum Kind {
     Rom,
 }
 
+/// The address space that CPUs are in, and that of system management mode (KVM_CAP_MULTI_ADDRESS_SPACE).
+const NORMAL: u32 = 0;
+const SMM: u32 = 1;
+/// Where a slot's number has its address space's.
+const SPACE_SHIFT: u32 = 16;
+
 pub(super) struct Slots {
     vm: Arc<VmFd>,
+    /// With system management mode there are two.
+    spaces: std::ops::Range<u32>,
     used: Mutex<HashMap<u32, Slot>>,
 }
 
 struct Slot {
     address: u64,
+    host: u64,
     len: u64,
+    kind: Kind,
+    /// Only system management mode sees it now.
+    hidden: bool,
     /// Keeps the memory mapped; RAM is kept by the machine itself.
     _region: Option<Arc<SharedRegion>>,
 }
 
 impl Slots {
-    pub(super) fn new(vm: Arc<VmFd>) -> Slots {
-        Slots { vm, used: Mutex::default() }
+    pub(super) fn new(vm: Arc<VmFd>, smm: bool) -> Slots {
+        Slots { vm, spaces: NORMAL..if smm { SMM + 1 } else { SMM }, used: Mutex::default() }
     }
 
-    fn set(&self, slot: u32, address: u64, host: u64, len: u64, kind: Kind) -> io::Result<()> {
+    /// Sets a slot in an address space; of length 0, takes it away.
+    fn set(&self, space: u32, slot: u32, address: u64, host: u64, len: u64, kind: Kind) -> io::Result<()> {
         let flags = match kind {
             Kind::Ram => 0,
             Kind::Logged => KVM_MEM_LOG_DIRTY_PAGES,
             Kind::Rom => KVM_MEM_READONLY,
         };
         let region = kvm_userspace_memory_region {
-            slot,
+            slot: slot | space << SPACE_SHIFT,
             flags,
             guest_phys_addr: address,
             memory_size: len,
@@ -87,22 +100,52 @@ impl Slots {
     ) -> io::Result<SlotId> {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(slot) = (0..).find(|slot| !used.contains_key(slot)) else { return Err(io::ErrorKind::Other.into()) };
-        self.set(slot, address, host, len, kind)?;
-        used.insert(slot, Slot { address, len, _region: region });
+        for space in self.spaces.clone() {
+            if let Err(error) = self.set(space, slot, address, host, len, kind) {
+                // Nothing keeps the memory mapped for a slot that is not in the list.
+                for space in NORMAL..space {
+                    self.set(space, slot, address, 0, 0, kind)?;
+                }
+                return Err(error);
+            }
+        }
+        used.insert(slot, Slot { address, host, len, kind, hidden: false, _region: region });
         Ok(SlotId(slot))
     }
 
     pub(super) fn remove(&self, id: SlotId) -> io::Result<()> {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(slot) = used.get(&id.0) else { return Ok(()) };
-        self.set(id.0, slot.address, 0, 0, Kind::Ram)?;
+        for space in self.spaces.clone().filter(|&space| space == SMM || !slot.hidden) {
+            self.set(space, id.0, slot.address, 0, 0, Kind::Ram)?;
+        }
         used.remove(&id.0);
+        Ok(())
+    }
+
+    /// Hides a slot from all but system management mode, or shows it.
+    pub(super) fn hide(&self, id: SlotId, hidden: bool) -> io::Result<()> {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = used.get_mut(&id.0).ok_or(io::ErrorKind::NotFound)?;
+        if slot.hidden != hidden {
+            let (host, len) = if hidden { (0, 0) } else { (slot.host, slot.len) };
+            self.set(NORMAL, id.0, slot.address, host, len, slot.kind)?;
+            slot.hidden = hidden;
+        }
         Ok(())
     }
 
     pub(super) fn take_dirty(&self, id: SlotId) -> io::Result<Vec<u64>> {
         let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let slot = used.get(&id.0).ok_or(io::ErrorKind::NotFound)?;
-        Ok(self.vm.get_dirty_log(id.0, slot.len as usize)?)
+        let mut dirty = Vec::new();
+        for space in self.spaces.clone() {
+            let more = self.vm.get_dirty_log(id.0 | space << SPACE_SHIFT, slot.len as usize)?;
+            match dirty.is_empty() {
+                true => dirty = more,
+                false => dirty.iter_mut().zip(more).for_each(|(dirty, more)| *dirty |= more),
+            }
+        }
+        Ok(dirty)
     }
 }

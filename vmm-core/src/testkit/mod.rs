@@ -6,6 +6,7 @@ mod guest;
 mod nvme;
 
 use std::io;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use conformance::*;
@@ -13,7 +14,9 @@ pub use guest::{Guest, Segments};
 pub use nvme::{Completed, NvmeGuest, RAM as NVME_RAM, SHADOW as NVME_SHADOW};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::hw::{Doorbells, IrqLine, MemorySlots, MsiMessage, MsiRoute, MsiSink, SharedRegion, SlotId};
+use crate::hw::{
+    Doorbells, IrqLine, MemorySlots, MsiMessage, MsiRoute, MsiSink, SharedRegion, SlotId, SystemManagement,
+};
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -71,6 +74,36 @@ impl FakeLine {
     /// How often it rose.
     pub fn edges(&self) -> usize {
         lock(&self.level).1
+    }
+}
+
+/// A machine with system management mode, which remembers what was asked of it.
+#[derive(Default)]
+pub struct FakeManagement {
+    interrupts: AtomicUsize,
+    hidden: AtomicU64,
+}
+
+impl FakeManagement {
+    /// How often it was interrupted.
+    pub fn interrupts(&self) -> usize {
+        self.interrupts.load(Ordering::SeqCst)
+    }
+
+    /// How much RAM it hides, bytes.
+    pub fn hidden(&self) -> u64 {
+        self.hidden.load(Ordering::SeqCst)
+    }
+}
+
+impl SystemManagement for FakeManagement {
+    fn interrupt(&self) {
+        self.interrupts.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn hide_ram(&self, len: u64) -> io::Result<()> {
+        self.hidden.store(len, Ordering::SeqCst);
+        Ok(())
     }
 }
 

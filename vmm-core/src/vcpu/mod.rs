@@ -253,7 +253,15 @@ impl VcpuLoop {
                 buses.memory.read(address, data);
                 None
             }
-            Ok(VcpuExit::MmioWrite(address, data)) => buses.memory.write(address, data).map(CpuEvent::Action),
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                // SAFETY: the page is mapped, and the kernel writes it only while the CPU runs.
+                let in_smm = u32::from(unsafe { (*page).flags }) & kvm_bindings::KVM_RUN_X86_SMM != 0;
+                let action = match in_smm {
+                    true => buses.memory.write_in_smm(address, data),
+                    false => buses.memory.write(address, data),
+                };
+                action.map(CpuEvent::Action)
+            }
             // A triple fault resets a PC.
             Ok(VcpuExit::Shutdown) => Some(CpuEvent::Action(Action::Reset)),
             Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => None,

@@ -17,7 +17,7 @@ use crate::config::{Boot, VmConfig};
 use crate::devices::chipset::HostBridge;
 use crate::devices::legacy::{FwCfgError, FwCfgItems, fw_cfg_key as key};
 use crate::hw::SharedRegion;
-use crate::kvm::KvmVm;
+use crate::kvm::{self, KvmVm};
 use crate::pci::{BarKind, PciRoot, reg};
 
 /// The option ROM of the VGA-class function, by the name that SeaBIOS looks for.
@@ -26,6 +26,13 @@ const VIDEO_ROM: &str = "pci1af4,1050.rom";
 /// interface, u32, of which there is none; the TPM's version, 2; the interface's version, none.
 const TPM_CONFIG: &str = "etc/tpm/config";
 const TPM_2_WITHOUT_PPI: [u8; 6] = [0, 0, 0, 0, 2, 0];
+/// What firmware in system management mode and the machine agree on (QEMU's docs, `etc/smi/*`): the features that there are, u64;
+/// those that are wanted, u64; and whether it may have them, u8. There is one: the interrupt comes to all CPUs, which firmware
+/// then waits for.
+const SMI_SUPPORTED: &str = "etc/smi/supported-features";
+const SMI_REQUESTED: &str = "etc/smi/requested-features";
+const SMI_OK: &str = "etc/smi/features-ok";
+const SMI_BROADCAST: u64 = 1;
 /// Registers that firmware sets: PCIEXBAR of the host bridge; PMBASE, ACPI_CNTL and the interrupt routes of the LPC.
 const HOST_BRIDGE: usize = 0;
 const LPC: usize = 0x1f << 3;
@@ -53,15 +60,28 @@ pub(super) struct BootPlan {
 enum Source {
     /// Firmware finds its own way.
     Bios(Bios),
-    /// The same; `menu`: it waits for a key.
-    Uefi { menu: bool },
+    /// The same; `menu`: it waits for a key; `smm`: it has system management mode.
+    Uefi { menu: bool, smm: bool },
     /// The monitor places a kernel, and does what firmware would have done to the devices.
     Kernel(Kernel),
 }
 
 impl BootPlan {
-    /// Finds what is to be started; shows firmware to the guest.
-    pub(super) fn new(config: &VmConfig, kvm: &KvmVm, generation: Arc<Generation>) -> Result<BootPlan, BuildError> {
+    /// The UEFI firmware that a machine is to start with, if it is to.
+    pub(super) fn uefi(config: &VmConfig) -> Result<Option<Uefi>, BootError> {
+        match config.boot {
+            Boot::Uefi { secure_boot, .. } => Uefi::find(secure_boot, kvm::has_smm()).map(Some),
+            Boot::Bios | Boot::Kernel { .. } => Ok(None),
+        }
+    }
+
+    /// Reads what is to be started, `uefi` if that is firmware; shows firmware to the guest.
+    pub(super) fn new(
+        config: &VmConfig,
+        uefi: Option<&Uefi>,
+        kvm: &KvmVm,
+        generation: Arc<Generation>,
+    ) -> Result<BootPlan, BuildError> {
         let low_top = kvm.memory().low_top() as u32;
         let topology = config.topology();
         let tpm = config.tpm.then_some(match &config.boot {
@@ -79,7 +99,8 @@ impl BootPlan {
                 Source::Bios(bios)
             }
             Boot::Uefi { variables: path, secure_boot, menu } => {
-                let images = Uefi::find(*secure_boot)?.read()?;
+                let found = uefi.ok_or(BootError::NoUefi { skipped: String::new() })?;
+                let images = found.read()?;
                 let code = show(kvm, &images.code)?;
                 let nvram = match path {
                     Some(path) => Nvram::open(path, &images.variables)
@@ -94,7 +115,7 @@ impl BootPlan {
                     return Err(BootError::NoKeys { path: path.clone() }.into());
                 }
                 variables = Some((code - images.variables.len() as u64, nvram));
-                Source::Uefi { menu: *menu }
+                Source::Uefi { menu: *menu, smm: found.smm }
             }
             Boot::Kernel { kernel, initrd, cmdline } => {
                 let kernel = Kernel { kernel: kernel.clone(), initrd: initrd.clone(), cmdline: cmdline.clone() };
@@ -123,7 +144,7 @@ impl BootPlan {
         items.item(key::MAX_CPUS, cpus.to_vec());
         items.item(key::RAM_SIZE, memory.size().to_le_bytes().to_vec());
         items.item(key::NUMA, vec![0; 8]);
-        let menu = matches!(self.source, Source::Uefi { menu: true });
+        let menu = matches!(self.source, Source::Uefi { menu: true, .. });
         items.item(key::BOOT_MENU, u16::from(menu).to_le_bytes().to_vec());
         if menu {
             items.file("etc/boot-menu-wait", MENU_WAIT.to_le_bytes().to_vec())?;
@@ -136,6 +157,14 @@ impl BootPlan {
             let mut text = order.join("\n").into_bytes();
             text.push(0);
             items.file("bootorder", text)?;
+        }
+        if matches!(self.source, Source::Uefi { smm: true, .. }) {
+            items.file(SMI_SUPPORTED, SMI_BROADCAST.to_le_bytes().to_vec())?;
+            items.writable_file(SMI_REQUESTED, vec![0; 8])?;
+            items.answer(SMI_OK, SMI_REQUESTED, |wanted| {
+                let wanted = wanted.try_into().map_or(u64::MAX, u64::from_le_bytes);
+                u8::from(wanted & !SMI_BROADCAST == 0)
+            })?;
         }
         if let Source::Bios(bios) = &self.source {
             items.file(VIDEO_ROM, bios.video.clone())?;

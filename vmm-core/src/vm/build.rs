@@ -23,7 +23,7 @@ use crate::config::{Boot, Cache, DiskBus, VmConfig};
 use crate::devices::ahci::{Ahci, AhciParts, Drive};
 use crate::devices::chipset::{HostBridge, Lpc, Pirq};
 use crate::devices::legacy::{
-    CmosSizes, DebugCon, FwCfg, HostClock, I8042, I8042_PORTS, Pflash, PmBlock, Port92, ResetControl, Rtc, Serial,
+    Apm, CmosSizes, DebugCon, FwCfg, HostClock, I8042, I8042_PORTS, Pflash, PmBlock, Port92, ResetControl, Rtc, Serial,
 };
 use crate::devices::nvme::{self, Nvme, NvmeParts};
 use crate::devices::tpm_crb::{self, TpmCrb};
@@ -53,6 +53,9 @@ mod slot {
     pub const BALLOON: u8 = 30;
     pub const CHIPSET: u8 = 0x1f;
 }
+
+/// Where the ports are that raise the system management interrupt.
+const APM_PORTS: u64 = 0xb2;
 
 /// What the control thread needs of single devices.
 pub(super) struct Parts {
@@ -86,7 +89,9 @@ impl Machine {
             None => GuestMemory::new(config.memory_mib << 20),
         };
         let memory = host("could not allocate the guest's memory", memory)?;
-        let kvm = Arc::new(KvmVm::new(&memory)?);
+        let uefi = BootPlan::uefi(config)?;
+        let smm = uefi.as_ref().is_some_and(|uefi| uefi.smm);
+        let kvm = Arc::new(KvmVm::new(&memory, smm)?);
         let buses = Buses { memory: Arc::new(Bus::default()), ports: Arc::new(Bus::default()) };
         let root = PciRoot::new(buses.memory.clone(), buses.ports.clone());
         let pirq = Pirq::new(|gsi| kvm.line(gsi));
@@ -113,7 +118,8 @@ impl Machine {
         // The chipset and what has been at fixed ports since before PCI.
         let io = maker.worker("io")?;
         let timers = "could not create a timer";
-        let power = Arc::new(host(timers, PmBlock::new(Arc::new(HostClock), pirq.fixed(9), io.clone()))?);
+        let power = host(timers, PmBlock::new(Arc::new(HostClock), pirq.fixed(9), io.clone()))?;
+        let power = Arc::new(if smm { power.with_smm() } else { power });
         let sizes = CmosSizes { low_ram: memory.low_top(), high_ram: memory.high_size(), cpus: config.cpus as u16 };
         let rtc = Arc::new(host(timers, Rtc::new(sizes, Arc::new(HostClock), pirq.fixed(8), io.clone()))?);
         let serial = Arc::new(Serial::new("com1", ports.serial, pirq.fixed(4), io.clone()));
@@ -122,11 +128,12 @@ impl Machine {
         let i8042 = Arc::new(host(timers, i8042)?);
         let reset = Arc::new(ResetControl::new(root.config_ports()));
         let port_92 = Arc::new(Port92::default());
-        let bridge = Arc::new(HostBridge::new(buses.memory.clone(), root.ecam()));
-        let lpc = Arc::new(Lpc::new(buses.ports.clone(), power.clone(), pirq.clone()));
+        let bridge = HostBridge::new(buses.memory.clone(), root.ecam());
+        let bridge = Arc::new(if smm { bridge.with_smm(kvm.clone()) } else { bridge });
+        let lpc = Arc::new(Lpc::new(buses.ports.clone(), power.clone(), pirq.clone(), power.smi_lock()));
         let firmware = !matches!(config.boot, Boot::Kernel { .. });
         let generation_id = Arc::new(Generation::new(random_uuid()?, &memory, power.clone(), firmware));
-        let mut boot = BootPlan::new(config, &kvm, generation_id.clone())?;
+        let mut boot = BootPlan::new(config, uefi.as_ref(), &kvm, generation_id.clone())?;
         let items = boot.firmware_items(&memory, &boot_order(config), &bridge);
         let items =
             items.map_err(|e| BuildError::Host { what: "could not describe the machine".into(), source: e.into() })?;
@@ -150,9 +157,16 @@ impl Machine {
         let chipset: [Arc<dyn Component>; 9] = [bridge, lpc, power.clone(), rtc, serial, i8042, reset, port_92, fw_cfg];
         maker.components.extend(chipset);
         maker.components.push(generation_id.clone());
+        if smm {
+            let apm = Arc::new(Apm::new(power.clone(), kvm.clone()));
+            let free = buses.ports.insert(APM_PORTS, 2, apm.clone());
+            debug_assert!(free);
+            maker.components.push(apm);
+        }
         if let Some((address, variables)) = boot.take_variables() {
             let flash = Pflash::new(address, variables, kvm.clone(), io, maker.problems.clone());
-            let flash = Arc::new(host("could not show the firmware's variables", flash)?);
+            let flash = host("could not show the firmware's variables", flash)?;
+            let flash = Arc::new(if smm { flash.guarded() } else { flash });
             let free = buses.memory.insert(address, flash.size(), flash.clone());
             debug_assert!(free);
             maker.components.push(flash);

@@ -163,7 +163,7 @@ pub struct CommandError(pub String);
 /// What the UEFI firmware calls itself that a machine would start with here; with `secure_boot`, one that enforces Secure
 /// Boot. Reads files.
 pub fn uefi_firmware(secure_boot: bool) -> Result<String, BootError> {
-    Ok(crate::boot::uefi::Uefi::find(secure_boot)?.description)
+    Ok(crate::boot::uefi::Uefi::find(secure_boot, crate::kvm::has_smm())?.description)
 }
 
 /// A machine in this process.

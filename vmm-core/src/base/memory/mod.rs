@@ -14,7 +14,7 @@ mod runs;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -69,6 +69,8 @@ struct Ram {
     mmap: GuestMemoryMmap<()>,
     mapping: Mapping,
     pages: Mutex<Pages>,
+    /// How much of the end of low RAM is hidden, bytes.
+    hidden: AtomicU64,
 }
 
 /// Where the pages are.
@@ -130,7 +132,10 @@ impl GuestMemory {
             regions.push(region(HIGH_RAM_START, low, size - low)?);
         }
         let mmap = GuestMemoryMmap::from_regions(regions).map_err(io::Error::other)?;
-        Ok(GuestMemory { ram: Arc::new(Ram { mmap, mapping, pages: Mutex::new(pages) }), size })
+        Ok(GuestMemory {
+            ram: Arc::new(Ram { mmap, mapping, pages: Mutex::new(pages), hidden: AtomicU64::new(0) }),
+            size,
+        })
     }
 
     fn pages(&self) -> MutexGuard<'_, Pages> {
@@ -307,9 +312,20 @@ impl GuestMemory {
         self.ram.mmap.iter().map(region).collect()
     }
 
-    /// `len` bytes at `address` as a volatile slice, if they are RAM.
+    /// Hides the last `len` bytes of low RAM: an access to them fails from now on, as if they were no RAM. 0 shows all.
+    pub fn hide(&self, len: u64) {
+        self.ram.hidden.store(len.min(self.low_top()), Ordering::SeqCst);
+    }
+
+    /// `len` bytes at `address` as a volatile slice, if they are RAM, and not hidden.
     pub fn slice(&self, address: GuestAddress, len: usize) -> Result<VolatileSlice<'_>, MemoryError> {
-        self.ram.mmap.get_slice(address, len).map_err(|_| MemoryError { address: address.0, len })
+        let outside = MemoryError { address: address.0, len };
+        let shown = self.low_top() - self.ram.hidden.load(Ordering::Relaxed);
+        // What crosses the end of low RAM is no slice anyway.
+        if address.0 < LOW_RAM_MAX && address.0.checked_add(len as u64).is_none_or(|end| end > shown) {
+            return Err(outside);
+        }
+        self.ram.mmap.get_slice(address, len).map_err(|_| outside)
     }
 
     /// Whether `len` bytes at `address` are all RAM.
@@ -319,24 +335,26 @@ impl GuestMemory {
 
     /// Copies from the guest.
     pub fn read(&self, address: GuestAddress, data: &mut [u8]) -> Result<(), MemoryError> {
-        let len = data.len();
-        self.ram.mmap.read_slice(data, address).map_err(|_| MemoryError { address: address.0, len })
+        self.slice(address, data.len())?.copy_to(data);
+        Ok(())
     }
 
     /// Copies to the guest.
     pub fn write(&self, address: GuestAddress, data: &[u8]) -> Result<(), MemoryError> {
-        let len = data.len();
-        self.ram.mmap.write_slice(data, address).map_err(|_| MemoryError { address: address.0, len })
+        self.slice(address, data.len())?.copy_from(data);
+        Ok(())
     }
 
     /// Reads a plain value.
     pub fn read_obj<T: ByteValued>(&self, address: GuestAddress) -> Result<T, MemoryError> {
-        self.ram.mmap.read_obj(address).map_err(|_| MemoryError { address: address.0, len: size_of::<T>() })
+        let error = MemoryError { address: address.0, len: size_of::<T>() };
+        self.slice(address, size_of::<T>())?.read_obj(0).map_err(|_| error)
     }
 
     /// Writes a plain value.
     pub fn write_obj<T: ByteValued>(&self, address: GuestAddress, value: T) -> Result<(), MemoryError> {
-        self.ram.mmap.write_obj(value, address).map_err(|_| MemoryError { address: address.0, len: size_of::<T>() })
+        let error = MemoryError { address: address.0, len: size_of::<T>() };
+        self.slice(address, size_of::<T>())?.write_obj(value, 0).map_err(|_| error)
     }
 
     /// Fills `len` bytes with `byte`.
@@ -364,6 +382,7 @@ impl GuestMemory {
     /// Gives the whole pages inside `len` bytes at `address` back to the host: from now on they read as zeroes, or as what
     /// the last checkpoint has there, and cost memory again only when they are written. All of it must be in one run of RAM.
     pub fn discard(&self, address: GuestAddress, len: u64) -> io::Result<()> {
+        self.check(address, len as usize).map_err(|_| io::ErrorKind::InvalidInput)?;
         let region = self.ram.mmap.find_region(address).ok_or(io::ErrorKind::InvalidInput)?;
         let offset = address.0 - region.start_addr().0;
         let end = offset.checked_add(len).filter(|&end| end <= region.len()).ok_or(io::ErrorKind::InvalidInput)?;
@@ -505,6 +524,24 @@ mod tests {
             assert!(bytes[..0x2000].iter().chain(&bytes[0x5000..]).all(|&b| b == 0xcd));
             assert!(bytes[0x2000..0x5000].iter().all(|&b| b == 0));
         }
+    }
+
+    #[test]
+    fn what_is_hidden_is_no_ram_for_anyone_until_it_is_shown() {
+        const MIB: u64 = 1 << 20;
+        let memory = GuestMemory::new(LOW_RAM_MAX + MIB).unwrap();
+        let last = GuestAddress(LOW_RAM_MAX - 8);
+        memory.write_obj(last, 0x1234u64).unwrap();
+        memory.hide(MIB);
+        let edge = GuestAddress(LOW_RAM_MAX - MIB - 4);
+        assert!(memory.read_obj::<u64>(last).is_err() && memory.write_obj(last, 0u64).is_err());
+        assert!(memory.read(edge, &mut [0; 5]).is_err() && memory.write(edge, &[0; 5]).is_err());
+        assert!(memory.discard(GuestAddress(LOW_RAM_MAX - MIB), 4096).is_err());
+        assert!(memory.fill(edge, 8, 1).is_err());
+        memory.write(edge, &[1; 4]).unwrap();
+        memory.write(GuestAddress(HIGH_RAM_START), &[1; 4]).unwrap();
+        memory.hide(0);
+        assert_eq!(memory.read_obj::<u64>(last).unwrap(), 0x1234);
     }
 
     #[test]

@@ -1,32 +1,51 @@
 //! The host bridge 8086:29c0 (Intel 3 Series Express Chipset, "MCH", §5.1): of its registers, PCIEXBAR moves the
-//! memory-mapped configuration space; the rest is remembered and does nothing.
+//! memory-mapped configuration space, and those of system management RAM hide it where the machine has that mode; the rest is
+//! remembered and does nothing.
 
 use std::sync::{Arc, Mutex};
 
 use super::{SUBSYSTEM, lock, touches};
 use crate::base::{Component, SavedState, Section, StateError};
-use crate::hw::{Action, Bus, BusDevice};
+use crate::hw::{Action, Bus, BusDevice, SystemManagement, TSEG_EXTENDED_MIB, TSEG_SIZES};
 use crate::pci::{ConfigSpace, ConfigState, Identity, PciDevice};
 
-/// MCH extended TSEG size, u16: remembered only, so that firmware reads its own query back and knows there is none.
+/// QEMU's extended TSEG size, u16, MiB. Without system management mode it is remembered only, so that firmware reads its own
+/// query back and knows there is none.
 const EXT_TSEG: usize = 0x50;
 /// PCI Express register range base address, u64 (§5.1.21): bit 0 enables, bits 2:1 are the length.
 const PCIEXBAR: usize = 0x60;
 /// Programmable attribute maps 0 to 6 (§5.1.22): remembered only, 0xc0000 to 0xfffff is always RAM.
 const PAM: usize = 0x90;
-/// SMRAM control (§5.1.29) and extended SMRAM control: remembered only, there is no system management mode.
+/// SMRAM control, u8 (§5.1.29). RAM in the VGA's window is not offered.
 const SMRAM: usize = 0x9d;
+const GLOBAL_ENABLE: u8 = 1 << 3;
+/// These two registers stay as they are until reset.
+const LOCK: u8 = 1 << 4;
+/// Extended SMRAM control, u8 (§5.1.30): TSEG, the end of low RAM, is enabled; its size.
+const TSEG_ENABLE: u8 = 1 << 0;
+const TSEG_SIZE_SHIFT: u8 = 1;
+
+/// GBSM, BGSM and TSEGMB, u32 (§5.1.32 to 34): where graphics memory, its table and TSEG begin, bits 31:20. Remembered for
+/// firmware, which reads the last one back; TSEG ends where low RAM does.
+const BASES: usize = 0xa4;
 
 const ENABLE: u64 = 1;
 /// Address bits 35:26; the guest leaves the low ones 0 where its length is larger than 64 MiB.
 const BASE: u64 = 0xf_fc00_0000;
 const MIB: u64 = 1 << 20;
 
+/// The two registers of system management RAM.
+fn smram(config: &ConfigSpace) -> [u8; 2] {
+    let [_, control, extended, _] = config.dword(SMRAM & !3).to_le_bytes();
+    [control, extended]
+}
+
 /// The function at 00:00.0.
 pub struct HostBridge {
     config: Mutex<ConfigSpace>,
     memory: Arc<Bus>,
     ecam: Arc<dyn BusDevice>,
+    management: Option<Arc<dyn SystemManagement>>,
     /// Where the configuration space is on the bus now: start and length.
     mapped: Mutex<Option<(u64, u64)>>,
 }
@@ -52,7 +71,31 @@ impl HostBridge {
         config.allow(PAM, &[0x30, 0x33, 0x33, 0x33, 0x33, 0x33, 0x33]);
         config.set(SMRAM, &[0x02, 0x38]);
         config.allow(SMRAM, &[0x78, 0x87]);
-        HostBridge { config: Mutex::new(config), memory, ecam, mapped: Mutex::new(None) }
+        HostBridge { config: Mutex::new(config), memory, ecam, management: None, mapped: Mutex::new(None) }
+    }
+
+    /// The same in a machine with system management mode.
+    pub fn with_smm(mut self, management: Arc<dyn SystemManagement>) -> HostBridge {
+        {
+            let mut config = lock(&self.config);
+            config.allow(EXT_TSEG, &[0, 0]);
+            config.set(EXT_TSEG, &TSEG_EXTENDED_MIB.to_le_bytes());
+            config.allow(BASES, &[0xfff0_0000u32.to_le_bytes(); 3].concat());
+        }
+        self.management = Some(management);
+        self
+    }
+
+    /// Hides what RAM the registers say. An action where that could not be done.
+    fn hide_ram(&self) -> Option<Action> {
+        let management = self.management.as_ref()?;
+        let [control, extended] = smram(&lock(&self.config));
+        let len = match control & GLOBAL_ENABLE != 0 && extended & TSEG_ENABLE != 0 {
+            true => TSEG_SIZES[usize::from(extended >> TSEG_SIZE_SHIFT & 3)],
+            false => 0,
+        };
+        // A firmware whose RAM everyone sees must not go on.
+        management.hide_ram(len).err().map(|_| Action::PowerOff)
     }
 
     /// Where the guest put the configuration space: start and length; `None` while it is off.
@@ -89,11 +132,18 @@ impl PciDevice for HostBridge {
     }
 
     fn write_config(&self, offset: usize, data: &[u8]) -> Option<Action> {
-        lock(&self.config).write(offset, data);
+        {
+            let mut config = lock(&self.config);
+            let old = smram(&config);
+            config.write(offset, data);
+            if self.management.is_some() && old[0] & LOCK != 0 {
+                config.write(SMRAM, &old);
+            }
+        }
         if touches(offset, data.len(), PCIEXBAR, PCIEXBAR + 8) {
             self.remap();
         }
-        None
+        if touches(offset, data.len(), SMRAM, SMRAM + 2) { self.hide_ram() } else { None }
     }
 
     fn read_bar(&self, _: usize, _: u64, _: &mut [u8]) {}
@@ -111,6 +161,8 @@ impl Component for HostBridge {
     fn reset(&self) {
         lock(&self.config).reset();
         self.remap();
+        // What was shown once is shown again.
+        let _ = self.hide_ram();
     }
 
     fn save(&self) -> Result<Section, StateError> {
@@ -121,7 +173,10 @@ impl Component for HostBridge {
         let HostBridgeState { config } = section.decode()?;
         lock(&self.config).restore(&config)?;
         self.remap();
-        Ok(())
+        match self.hide_ram() {
+            None => Ok(()),
+            Some(_) => Err(StateError::invalid(self.name(), "the firmware's memory can't be hidden")),
+        }
     }
 }
 
@@ -129,6 +184,7 @@ impl Component for HostBridge {
 mod tests {
     use super::*;
     use crate::pci::{PciAddress, PciRoot};
+    use crate::testkit::FakeManagement;
 
     fn bridge() -> (Arc<PciRoot>, Arc<Bus>, Arc<HostBridge>) {
         let memory = Arc::new(Bus::default());
@@ -175,6 +231,51 @@ mod tests {
         root.write_config(0, 0x9d, &[0, 0]);
         bridge.read_config(0x9c, &mut bytes[..3]);
         assert_eq!(bytes[..3], [0, 0x02, 0x38]);
+    }
+
+    #[test]
+    fn system_management_ram_is_hidden_as_far_as_the_registers_say_and_stays_so_once_it_is_locked() {
+        let management = Arc::new(FakeManagement::default());
+        let with_smm = || {
+            let memory = Arc::new(Bus::default());
+            let root = PciRoot::new(memory.clone(), Arc::default());
+            let bridge = Arc::new(HostBridge::new(memory, root.ecam()).with_smm(management.clone()));
+            root.add(PciAddress::new(0, 0), bridge.clone());
+            (root, bridge)
+        };
+        let (root, bridge) = with_smm();
+        let mib = || management.hidden() >> 20;
+        root.write_config(0, 0x50, &[0xff, 0xff]);
+        let mut size = [0; 2];
+        bridge.read_config(0x50, &mut size);
+        assert_eq!(size, [16, 0]);
+        let mut base = [0; 4];
+        root.write_config(0, 0xac, &0x2f0f_ffffu32.to_le_bytes());
+        bridge.read_config(0xac, &mut base);
+        assert_eq!(u32::from_le_bytes(base), 0x2f00_0000);
+        root.write_config(0, 0x9e, &[7]);
+        assert_eq!(mib(), 0, "not enabled as a whole");
+        root.write_config(0, 0x9d, &[GLOBAL_ENABLE]);
+        assert_eq!(mib(), 16);
+        for (size, expect) in [(0, 1), (1, 2), (2, 8)] {
+            root.write_config(0, 0x9e, &[size << 1 | 1]);
+            assert_eq!(mib(), expect);
+        }
+        root.write_config(0, 0x9e, &[4]);
+        assert_eq!(mib(), 0);
+        root.write_config(0, 0x9d, &[GLOBAL_ENABLE | LOCK, 5]);
+        for (offset, bytes) in [(0x9d, &[0, 0][..]), (0x9d, &[GLOBAL_ENABLE]), (0x9e, &[0]), (0x9c, &[0; 4])] {
+            root.write_config(0, offset, bytes);
+            assert_eq!((mib(), smram(&lock(&bridge.config))[0]), (8, 2 | GLOBAL_ENABLE | LOCK), "{offset:#x}");
+        }
+        let section = bridge.save().unwrap();
+        bridge.reset();
+        assert_eq!(mib(), 0);
+        let (root, fresh) = with_smm();
+        fresh.restore(&section).unwrap();
+        assert_eq!((mib(), fresh.save().unwrap()), (8, section));
+        root.write_config(0, 0x9e, &[0]);
+        assert_eq!(mib(), 8);
     }
 
     #[test]

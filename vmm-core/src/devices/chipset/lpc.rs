@@ -1,6 +1,7 @@
 //! The LPC bridge 8086:2918 (Intel ICH9 §13.1): it places the power management block, and routes PCI interrupts to
 //! the PIC. The rest of its registers are remembered and do nothing.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::pirq::{OFF, Pirq};
@@ -18,8 +19,10 @@ const ACPI_EN: u32 = 1 << 7;
 const PIRQ_ROUT: [usize; 2] = [0x60, 0x68];
 /// LPC interface enables, u16 (§13.1.22): COM1 and the keyboard controller are decoded.
 const LPC_EN: usize = 0x82;
-/// General power management configuration 1, u16 (§13.8.1.1).
+/// General power management configuration 1, u16 (§13.8.1.1). SMI_LOCK stays once it is set, and keeps the system management
+/// interrupt enabled.
 const GEN_PMCON_1: usize = 0xa0;
+const SMI_LOCK: u32 = 1 << 4;
 /// Root complex base address (§13.1.35): bits 31:14 and the enable; nothing is behind it.
 const RCBA: usize = 0xf0;
 
@@ -32,6 +35,7 @@ pub struct Lpc {
     ports: Arc<Bus>,
     pm: Arc<dyn BusDevice>,
     pirq: Arc<Pirq>,
+    smi_lock: Arc<AtomicBool>,
     /// Where the power management block is on the bus now.
     mapped: Mutex<Option<u64>>,
 }
@@ -47,8 +51,9 @@ impl SavedState for LpcState {
 }
 
 impl Lpc {
-    /// Puts `pm` on `ports` wherever the guest says, and sets the routes of `pirq`.
-    pub fn new(ports: Arc<Bus>, pm: Arc<dyn BusDevice>, pirq: Arc<Pirq>) -> Lpc {
+    /// Puts `pm` on `ports` wherever the guest says, sets the routes of `pirq`, and tells by `smi_lock` whether the system
+    /// management interrupt's enables are locked.
+    pub fn new(ports: Arc<Bus>, pm: Arc<dyn BusDevice>, pirq: Arc<Pirq>, smi_lock: Arc<AtomicBool>) -> Lpc {
         let identity = Identity { vendor: 0x8086, device: 0x2918, revision: 2, class: [6, 1, 0], subsystem: SUBSYSTEM };
         let mut config = ConfigSpace::new(identity);
         config.set(reg::HEADER_TYPE, &[0x80]);
@@ -62,7 +67,7 @@ impl Lpc {
         config.set(LPC_EN, &0x0401u16.to_le_bytes());
         config.allow(GEN_PMCON_1, &[0xff, 0xff]);
         config.allow(RCBA, &0xffff_c001u32.to_le_bytes());
-        Lpc { config: Mutex::new(config), ports, pm, pirq, mapped: Mutex::new(None) }
+        Lpc { config: Mutex::new(config), ports, pm, pirq, smi_lock, mapped: Mutex::new(None) }
     }
 
     /// Where the guest put the power management block; `None` while it is off.
@@ -76,6 +81,7 @@ impl Lpc {
     fn apply(&self) {
         let routes: Vec<u8> = {
             let config = lock(&self.config);
+            self.smi_lock.store(config.dword(GEN_PMCON_1) & SMI_LOCK != 0, Ordering::SeqCst);
             PIRQ_ROUT.iter().flat_map(|&at| config.dword(at).to_le_bytes()).collect()
         };
         self.pirq.set_routes(&routes);
@@ -98,8 +104,14 @@ impl PciDevice for Lpc {
     }
 
     fn write_config(&self, offset: usize, data: &[u8]) -> Option<Action> {
-        lock(&self.config).write(offset, data);
-        if touches(offset, data.len(), PMBASE, PIRQ_ROUT[1] + 4) {
+        {
+            let mut config = lock(&self.config);
+            let locked = config.dword(GEN_PMCON_1) & SMI_LOCK;
+            config.write(offset, data);
+            let now = config.dword(GEN_PMCON_1) | locked;
+            config.write(GEN_PMCON_1, &(now as u16).to_le_bytes());
+        }
+        if touches(offset, data.len(), PMBASE, GEN_PMCON_1 + 2) {
             self.apply();
         }
         None
@@ -154,7 +166,7 @@ mod tests {
         let lines: Vec<FakeLine> = (0..24).map(|_| FakeLine::default()).collect();
         let pirq = Pirq::new(|gsi| Arc::new(lines[gsi as usize].clone()) as Arc<dyn IrqLine>);
         let ports = Arc::new(Bus::default());
-        let lpc = Lpc::new(ports.clone(), Arc::new(Block), pirq.clone());
+        let lpc = Lpc::new(ports.clone(), Arc::new(Block), pirq.clone(), Arc::default());
         (ports, lines, pirq, lpc)
     }
 
@@ -175,6 +187,25 @@ mod tests {
         assert_eq!((byte_at(&ports, 0x604), byte_at(&ports, 0xb008)), (0xff, 8));
         lpc.reset();
         assert_eq!((byte_at(&ports, 0xb008), lpc.pm_base()), (0xff, None));
+    }
+
+    #[test]
+    fn the_lock_of_the_system_management_interrupt_stays_until_reset() {
+        let (_, _, _, lpc) = lpc();
+        let locked = || lpc.smi_lock.load(Ordering::SeqCst);
+        lpc.write_config(0xa0, &[0xef, 0xff]);
+        assert!(!locked());
+        lpc.write_config(0xa0, &[0x10]);
+        assert!(locked());
+        for bytes in [&[0][..], &[0, 0], &[0; 4]] {
+            lpc.write_config(0xa0, bytes);
+            assert!(locked(), "{bytes:?}");
+        }
+        let section = lpc.save().unwrap();
+        lpc.reset();
+        assert!(!locked());
+        lpc.restore(&section).unwrap();
+        assert!(locked());
     }
 
     #[test]

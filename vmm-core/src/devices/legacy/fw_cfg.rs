@@ -84,6 +84,7 @@ enum Content {
     Fixed(Vec<u8>),
     Writable { initial: Vec<u8>, now: Vec<u8> },
     Lazy { group: usize, index: usize },
+    Answer { to: String, give: fn(&[u8]) -> u8, given: [u8; 1] },
 }
 
 struct Group {
@@ -118,6 +119,12 @@ impl FwCfgItems {
     pub fn writable_file(&mut self, name: &str, bytes: Vec<u8>) -> Result<(), FwCfgError> {
         let size = bytes.len();
         self.insert(name, size, Content::Writable { initial: bytes.clone(), now: bytes })
+    }
+
+    /// Adds a file of one byte: what `give` makes of what the guest has written into the writable file `to` when it selects this
+    /// one.
+    pub fn answer(&mut self, name: &str, to: &str, give: fn(&[u8]) -> u8) -> Result<(), FwCfgError> {
+        self.insert(name, 1, Content::Answer { to: to.into(), give, given: [0] })
     }
 
     /// Adds files of the given sizes whose contents are made together, when the guest first selects one of them after
@@ -194,6 +201,7 @@ impl State {
                 let made = self.groups.get(*group).and_then(|g| g.made.as_ref()).and_then(|m| m.get(*index));
                 made.map_or(&[], Vec::as_slice)
             }
+            Some((_, Content::Answer { given, .. })) => given,
             None => self.items.get(&self.selected).map_or(&[], Vec::as_slice),
         }
     }
@@ -223,6 +231,21 @@ impl State {
         {
             problem(why);
         }
+        self.give_answer();
+    }
+
+    /// Makes the selected file's contents, if it is an answer.
+    fn give_answer(&mut self) {
+        let Some(index) = self.selected.checked_sub(key::FILE_FIRST).map(usize::from) else { return };
+        let Some((_, Content::Answer { to, give, .. })) = self.files.get(index) else { return };
+        let asked = self.files.iter().find_map(|(name, content)| match content {
+            Content::Writable { now, .. } if name == to => Some(now.as_slice()),
+            _ => None,
+        });
+        let answer = give(asked.unwrap_or_default());
+        if let Some((_, Content::Answer { given, .. })) = self.files.get_mut(index) {
+            *given = [answer];
+        }
     }
 }
 
@@ -250,6 +273,7 @@ impl FwCfg {
             let size = match content {
                 Content::Fixed(bytes) | Content::Writable { now: bytes, .. } => bytes.len(),
                 Content::Lazy { group, index } => groups[*group].files[*index].1,
+                Content::Answer { given, .. } => given.len(),
             };
             let end = directory.len() + DIR_ENTRY;
             directory.extend((size as u32).to_be_bytes());
@@ -272,6 +296,7 @@ impl FwCfg {
         match &state.files.iter().find(|(n, _)| n == name)?.1 {
             Content::Fixed(bytes) | Content::Writable { now: bytes, .. } => Some(bytes.clone()),
             Content::Lazy { group, index } => state.groups[*group].made.as_ref()?.get(*index).cloned(),
+            Content::Answer { given, .. } => Some(given.to_vec()),
         }
     }
 
@@ -426,6 +451,7 @@ impl Component for FwCfg {
         state.selected = selected;
         state.offset = offset;
         state.dma_address = dma_address;
+        state.give_answer();
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! What a PC has at fixed ports since before PCI, and the firmware's own devices.
 
+mod apm;
 mod clock;
 mod debugcon;
 mod fw_cfg;
@@ -10,6 +11,7 @@ mod reset;
 mod rtc;
 mod serial;
 
+pub use apm::Apm;
 pub use clock::{Clock, HostClock};
 pub use debugcon::DebugCon;
 pub use fw_cfg::{FwCfg, FwCfgError, FwCfgItems, key as fw_cfg_key};

@@ -60,6 +60,8 @@ pub struct Pflash {
     slots: Arc<dyn MemorySlots>,
     address: u64,
     chip: Mutex<Chip>,
+    /// Only firmware in system management mode may write.
+    guarded: bool,
     work: Work,
 }
 
@@ -106,9 +108,16 @@ impl Pflash {
         let written = EventFd::new(EFD_NONBLOCK)?;
         let chip = Chip { mode: Mode::Array, status: status::READY, slot: None, unkept: None, failed: false };
         let shared = Arc::new(Shared { nvram, written, problems });
-        let flash = Pflash { shared, slots, address, chip: Mutex::new(chip), work: Work::new(executor) };
+        let flash =
+            Pflash { shared, slots, address, chip: Mutex::new(chip), guarded: false, work: Work::new(executor) };
         lock(&flash.chip).slot = Some(flash.map()?);
         Ok(flash)
+    }
+
+    /// The same, whose contents only a CPU in system management mode can change: there firmware looks at what the guest asks
+    /// for.
+    pub fn guarded(self) -> Pflash {
+        Pflash { guarded: true, ..self }
     }
 
     /// Its size, bytes.
@@ -224,6 +233,10 @@ impl BusDevice for Pflash {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Option<Action> {
+        if self.guarded { None } else { self.write_in_smm(offset, data) }
+    }
+
+    fn write_in_smm(&self, offset: u64, data: &[u8]) -> Option<Action> {
         let &first = data.first()?;
         let mut chip = lock(&self.chip);
         let chip = &mut *chip;

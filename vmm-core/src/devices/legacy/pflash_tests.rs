@@ -237,3 +237,19 @@ proptest! {
         prop_assert_eq!(rig.file().len(), SIZE);
     }
 }
+
+#[test]
+fn a_guarded_flash_is_read_by_all_and_changed_in_system_management_mode_alone() {
+    let Rig { flash, slots, executor, problems, path, _dir } = rig();
+    let rig = Rig { flash: flash.guarded(), slots, executor, problems, path, _dir };
+    let in_smm = |offset: u64, byte: u8| assert_eq!(rig.flash.write_in_smm(offset, &[byte]), None);
+    rig.write(0x1010, &[command::PROGRAM, 0x42]);
+    rig.write(0x1000, &[command::ERASE, command::CONFIRM]);
+    rig.write(0, &[command::READ_STATUS]);
+    assert_eq!((rig.read(0x1010), rig.read(0)), (0xa5, 0xa5));
+    in_smm(0x1010, command::PROGRAM);
+    // Nor does anybody else come in between.
+    rig.write(0x1010, &[0x13]);
+    in_smm(0x1010, 0x42);
+    assert_eq!(rig.read(0x1010), 0x42);
+}

@@ -2,6 +2,7 @@
 //! timer and general purpose events.
 
 use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -40,7 +41,7 @@ mod pm1 {
 
 /// PM1 control bits (ACPI 6.4 §4.8.4.2).
 mod control {
-    /// Power management events raise the SCI. Always: there is no system management mode to leave them to.
+    /// Power management events raise the SCI. Always: no firmware takes them for itself in system management mode.
     pub const SCI_EN: u16 = 1 << 0;
     pub const BUS_MASTER_RELOAD: u16 = 1 << 1;
     pub const SLEEP_TYPE_SHIFT: u16 = 10;
@@ -51,8 +52,9 @@ mod control {
 /// The sleep types that firmware and our ACPI tables use: soft off, and suspend to disk, which ends the same way.
 /// Suspend to RAM would be 1; it is not offered.
 const SLEEP_TYPES_OFF: [u16; 2] = [0, 2];
-/// APMC_EN: tells SeaBIOS that system management mode is set up, so that it leaves it alone.
-const SMI_EN_RESET: u32 = 0x20;
+/// SMI_EN (ICH9 §13.8.3.8): GBL_SMI_EN, without which there is no interrupt, and APMC_EN, which has software raise it.
+const GBL_SMI_EN: u32 = 1 << 0;
+const APMC_EN: u32 = 1 << 5;
 
 /// The timer's rate, Hz, and how wide it is (ACPI 6.4 §4.8.2.1).
 const TIMER_HZ: u128 = 3_579_545;
@@ -66,6 +68,7 @@ const NANOSECONDS: u128 = 1_000_000_000;
 pub struct PmBlock {
     shared: Arc<Shared>,
     work: Work,
+    smi_lock: Arc<AtomicBool>,
 }
 
 struct Shared {
@@ -81,6 +84,8 @@ struct State {
     gpe0_status: [u8; 8],
     gpe0_enable: [u8; 8],
     smi_enable: u32,
+    /// The machine has system management mode.
+    smm: bool,
     /// What the timer's count is ahead of the host clock's.
     timer_offset: u64,
     /// The count at which the timer's status was last brought up to date.
@@ -151,6 +156,7 @@ impl State {
             gpe0_status,
             gpe0_enable,
             smi_enable,
+            smm,
             timer_offset: _,
             timer_seen: _,
             timer: _,
@@ -158,7 +164,8 @@ impl State {
         } = self;
         (*status, *enable, *control) = (0, 0, 0);
         (*gpe0_status, *gpe0_enable) = ([0; 8], [0; 8]);
-        *smi_enable = SMI_EN_RESET;
+        // As if it were set up already where there is none, so that SeaBIOS leaves it alone.
+        *smi_enable = if *smm { 0 } else { APMC_EN };
     }
 
     /// One byte of the registers; [`port::TIMER`] is read elsewhere.
@@ -175,7 +182,8 @@ impl State {
         registers.to_le_bytes()[(offset & 3) as usize]
     }
 
-    fn write_byte(&mut self, offset: u64, byte: u8) -> Option<Action> {
+    /// `smi_locked`: whether interrupts can be turned off no more.
+    fn write_byte(&mut self, offset: u64, byte: u8, smi_locked: bool) -> Option<Action> {
         let shift = 8 * (offset & 1);
         let word = u16::from(byte) << shift;
         let keep = !(0xff << shift);
@@ -194,7 +202,8 @@ impl State {
             0x28..0x30 => self.gpe0_enable[(offset - 0x28) as usize] = byte,
             0x30..0x34 => {
                 let shift = 8 * (offset & 3);
-                self.smi_enable = self.smi_enable & !(0xff << shift) | u32::from(byte) << shift;
+                let kept = self.smi_enable & if smi_locked { GBL_SMI_EN } else { 0 };
+                self.smi_enable = self.smi_enable & !(0xff << shift) | u32::from(byte) << shift | kept;
             }
             _ => (),
         }
@@ -212,7 +221,8 @@ impl PmBlock {
             control: 0,
             gpe0_status: [0; 8],
             gpe0_enable: [0; 8],
-            smi_enable: SMI_EN_RESET,
+            smi_enable: 0,
+            smm: false,
             timer_offset: ticks(clock.monotonic()).wrapping_neg(),
             timer_seen: 0,
             timer: Timer::new()?,
@@ -220,7 +230,29 @@ impl PmBlock {
         };
         state.power_on();
         let shared = Arc::new(Shared { clock, sci, state: Mutex::new(state) });
-        Ok(PmBlock { shared, work: Work::new(executor) })
+        Ok(PmBlock { shared, work: Work::new(executor), smi_lock: Arc::default() })
+    }
+
+    /// The same in a machine with system management mode.
+    pub fn with_smm(self) -> PmBlock {
+        {
+            let mut state = lock(&self.shared.state);
+            state.smm = true;
+            state.power_on();
+        }
+        self
+    }
+
+    /// Whether software that writes APM_CNT raises the system management interrupt.
+    pub fn has_software_smi(&self) -> bool {
+        let wanted = GBL_SMI_EN | APMC_EN;
+        let state = lock(&self.shared.state);
+        state.smm && state.smi_enable & wanted == wanted
+    }
+
+    /// Whether that can't be turned off any more until the next reset: SMI_LOCK, a bit of the LPC bridge.
+    pub fn smi_lock(&self) -> Arc<AtomicBool> {
+        self.smi_lock.clone()
     }
 
     /// Presses the power button: the guest is asked to shut down.
@@ -266,9 +298,9 @@ impl BusDevice for PmBlock {
         let mut state = lock(&self.shared.state);
         // What happened before the write is not to be taken for something that happened after it.
         self.shared.update(&mut state);
-        let mut action = None;
+        let (mut action, smi_locked) = (None, self.smi_lock.load(Ordering::SeqCst));
         for (&byte, at) in data.iter().zip(offset..) {
-            action = state.write_byte(at, byte).or(action);
+            action = state.write_byte(at, byte, smi_locked).or(action);
         }
         self.shared.update(&mut state);
         action
@@ -323,6 +355,7 @@ impl Component for PmBlock {
             gpe0_status,
             gpe0_enable,
             smi_enable,
+            smm: _,
             timer_offset: _,
             timer_seen,
             timer: _,
@@ -487,6 +520,27 @@ mod tests {
         let mut bytes = [0; 12];
         block.read(0x28, &mut bytes);
         assert_eq!(bytes, [0, 0, 0, 0, 0, 0, 0, 0, 0x20, 0, 0, 0]);
+    }
+
+    #[test]
+    fn with_smm_software_s_interrupt_is_off_until_it_is_enabled_and_stays_once_it_is_locked() {
+        let (_, _, block) = block();
+        assert!(!block.has_software_smi());
+        block.write(0x30, &[0x21]);
+        assert!(!block.has_software_smi(), "there is no such mode");
+        let block = block.with_smm();
+        assert!(!block.has_software_smi());
+        block.write(0x30, &[0x21, 0, 0, 0]);
+        assert!(block.has_software_smi());
+        block.write(0x30, &[0x20]);
+        assert!(!block.has_software_smi());
+        block.write(0x30, &[0x21]);
+        block.smi_lock().store(true, Ordering::SeqCst);
+        block.write(0x30, &[0x20, 0, 0, 0]);
+        assert!(block.has_software_smi());
+        block.smi_lock().store(false, Ordering::SeqCst);
+        block.reset();
+        assert!(!block.has_software_smi());
     }
 
     #[test]
