@@ -80,8 +80,8 @@ const DAY: i64 = 86_400;
 const UPDATE_WARNING: i64 = 244_000;
 /// The first update comes this long after the divider starts, ns.
 const DIVIDER_START: i64 = SECOND / 2;
-/// The largest difference to the host's clock that a guest can set, s: its years end at 16665.
-const MAX_OFFSET: i64 = 20_000 * 366 * DAY;
+/// More than the largest difference to the host's clock that a guest can set, s: its years end at 25755, in binary.
+const MAX_OFFSET: i64 = 30_000 * 366 * DAY;
 
 /// The machine's sizes as old firmware reads them from CMOS memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

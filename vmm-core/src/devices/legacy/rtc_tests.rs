@@ -274,6 +274,19 @@ fn every_day_of_four_centuries_is_the_one_after_the_day_before() {
 }
 
 #[test]
+fn the_last_time_that_a_guest_can_set_is_restored() {
+    for mode in [BINARY, 0] {
+        let guest = fixture();
+        guest.set(reg::B, HOURS_24 | mode);
+        guest.set_time([0xff; 8]);
+        let section = guest.rtc.save().unwrap();
+        let fresh = fixture();
+        fresh.rtc.restore(&section).unwrap();
+        assert_eq!(fresh.time(), guest.time());
+    }
+}
+
+#[test]
 fn a_restored_clock_shows_the_time_that_it_would_show_now() {
     let guest = fixture();
     guest.set(reg::YEAR, 0x30);
