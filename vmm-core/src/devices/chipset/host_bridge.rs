@@ -89,7 +89,9 @@ impl HostBridge {
     /// Hides what RAM the registers say. An action where that could not be done.
     fn hide_ram(&self) -> Option<Action> {
         let management = self.management.as_ref()?;
-        let [control, extended] = smram(&lock(&self.config));
+        // Held until it is done: what is hidden is what the registers say, whichever CPU writes them meanwhile.
+        let config = lock(&self.config);
+        let [control, extended] = smram(&config);
         let len = match control & GLOBAL_ENABLE != 0 && extended & TSEG_ENABLE != 0 {
             true => TSEG_SIZES[usize::from(extended >> TSEG_SIZE_SHIFT & 3)],
             false => 0,

@@ -106,10 +106,12 @@ impl PciDevice for Lpc {
     fn write_config(&self, offset: usize, data: &[u8]) -> Option<Action> {
         {
             let mut config = lock(&self.config);
-            let locked = config.dword(GEN_PMCON_1) & SMI_LOCK;
+            let locked = config.dword(GEN_PMCON_1) & SMI_LOCK != 0;
             config.write(offset, data);
-            let now = config.dword(GEN_PMCON_1) | locked;
-            config.write(GEN_PMCON_1, &(now as u16).to_le_bytes());
+            if locked {
+                let kept = config.dword(GEN_PMCON_1) | SMI_LOCK;
+                config.write(GEN_PMCON_1, &(kept as u16).to_le_bytes());
+            }
         }
         if touches(offset, data.len(), PMBASE, GEN_PMCON_1 + 2) {
             self.apply();

@@ -157,37 +157,26 @@ fn a_writable_file_takes_what_the_guest_writes_until_reset() {
 
 #[test]
 fn an_answer_is_to_what_was_written_when_it_is_selected_and_outlasts_a_checkpoint() {
-    let memory = GuestMemory::new(1 << 20).unwrap();
-    let device = || {
+    let with_answer = || {
         let mut items = FwCfgItems::default();
         items.writable_file("a", vec![0; 2]).unwrap();
         items.answer("b", "a", |asked| asked.iter().sum::<u8>() + 1).unwrap();
-        FwCfg::new(memory.clone(), items, Arc::new(|_: &str, why| panic!("{why}")))
+        let guest = fixture();
+        let device = FwCfg::new(guest.memory.clone(), items, Arc::new(|_: &str, why| panic!("{why}")));
+        Fixture { device, ..guest }
     };
-    let select = |device: &FwCfg, key: u16| assert_eq!(device.write(0, &key.to_le_bytes()), None);
-    let byte = |device: &FwCfg| {
-        let mut byte = [0xff];
-        device.read(1, &mut byte);
-        byte[0]
-    };
-    let first = device();
-    select(&first, key::FILE_FIRST + 1);
-    assert_eq!((byte(&first), byte(&first)), (1, 0));
-    // DMA: select the first file and write two bytes.
-    memory.write(GuestAddress(BUFFER), &[20, 3]).unwrap();
-    let control = u32::from(key::FILE_FIRST) << 16 | 8 | 16;
-    let block = [&control.to_be_bytes()[..], &2u32.to_be_bytes(), &BUFFER.to_be_bytes()].concat();
-    memory.write(GuestAddress(BLOCK), &block).unwrap();
-    first.write(4, &[0; 4]);
-    first.write(8, &(BLOCK as u32).to_be_bytes());
-    select(&first, key::FILE_FIRST + 1);
-    let section = first.save().unwrap();
-    let second = device();
-    second.restore(&section).unwrap();
-    assert_eq!((byte(&first), byte(&second)), (24, 24));
-    second.reset();
-    select(&second, key::FILE_FIRST + 1);
-    assert_eq!(byte(&second), 1);
+    let (first, second) = (with_answer(), with_answer());
+    let (asked, answer) = (first.key("a"), first.key("b"));
+    first.select(answer);
+    assert_eq!(first.bytes(2), [1, 0]);
+    first.memory.write(GuestAddress(BUFFER), &[20, 3]).unwrap();
+    assert_eq!(first.dma(u32::from(asked) << 16 | dma::SELECT | dma::WRITE, 2, BUFFER), 0);
+    first.select(answer);
+    second.device.restore(&first.device.save().unwrap()).unwrap();
+    assert_eq!((first.bytes(1), second.bytes(1)), (vec![24], vec![24]));
+    second.device.reset();
+    second.select(answer);
+    assert_eq!(second.bytes(1), [1]);
 }
 
 #[test]
